@@ -1,0 +1,108 @@
+"""A response's body on its way from the upstream to the client: each chunk in the turn in which it came.
+
+Nothing is held here. A client that reads slowly pauses its upstream; a client that leaves aborts it. A body that the upstream
+did not end is never ended for the client either: it sees a truncated response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import PotentialDataLoss, ResponseDone
+from twisted.web.iweb import IRequest
+from zope.interface import implementer
+
+from llmproxy.exchange import Ending
+from llmproxy.http.interfaces import IAbortableResponse
+from llmproxy.idle import IdleTimer
+
+
+@implementer(IPushProducer)
+class Relay(Protocol):
+    """The protocol that a response's body is delivered to, and the producer that the client's connection drives.
+
+    :param request: the client's; its response's headers have been written.
+    :param idle_timeout: seconds of silence after which the upstream is given up. The time in which the client itself makes us
+        wait does not count.
+    :param over: called once, with the ending, when nothing more will be written.
+    :ivar sent: bytes of the body written so far.
+    """
+
+    def __init__(
+        self,
+        request: IRequest,
+        response: IAbortableResponse,
+        clock: IReactorTime,
+        idle_timeout: float,
+        over: Callable[[Ending], None],
+    ) -> None:
+        self._request = request
+        self._response = response
+        self._idle = IdleTimer(clock, idle_timeout, self._upstream_silent)
+        self._over = over
+        self._ended = False
+        self.sent = 0
+
+    def connectionMade(self) -> None:
+        """Let the client's connection set the pace."""
+        self._idle.start()
+        self._request.registerProducer(self, True)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Write a chunk on."""
+        self._idle.touch()
+        self.sent += len(data)
+        self._request.write(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """End the client's response as the upstream's ended: whole, or cut off."""
+        if self._ended:
+            return
+        # PotentialDataLoss: a body without a length, which the close of the connection ended (RFC 9112 section 6.3, rule 8).
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self._request.unregisterProducer()
+            self._request.finish()
+            self._end(Ending.COMPLETED)
+        else:
+            self._truncate()
+            self._end(Ending.UPSTREAM_FAILED)
+
+    def pauseProducing(self) -> None:
+        """The client has enough for now."""
+        self._idle.stop()
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """The client can take more."""
+        if not self._ended:
+            self._idle.start()
+            self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The client has left: what it asked for must not go on, and cost, for nobody."""
+        if not self._ended:
+            self._end(Ending.CLIENT_LEFT)
+            self._response.abort()
+
+    def _upstream_silent(self) -> None:
+        self._end(Ending.UPSTREAM_SILENT)
+        self._response.abort()
+        self._truncate()
+
+    def _end(self, ending: Ending) -> None:
+        self._ended = True
+        self._idle.stop()
+        self._over(ending)
+
+    def _truncate(self) -> None:
+        """Close the client's connection so that it can tell that the response is not whole."""
+        self._request.unregisterProducer()
+        if self._request.clientproto == b"HTTP/1.1" or self._request.responseHeaders.hasHeader(b"content-length"):
+            # The missing last chunk, or the missing bytes, tell; all that did come is still delivered.
+            self._request.loseConnection()
+        else:
+            # Here a close *is* the end of a body, so only a reset is left.
+            self._request.transport.abortConnection()

@@ -1,0 +1,79 @@
+"""What twistd sees: the options of ``twistd llmproxy``, and the service they ask for. No logic."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.internet.endpoints import serverFromString
+from twisted.python import usage
+
+from llmproxy import __version__, config
+
+
+class Options(usage.Options):  # type: ignore[misc]
+    """The command line; everything else is set in the environment."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "A transparent, streaming reverse proxy for LLM APIs. Its settings come from the environment: OPENAI_BASE_URL, "
+        "OPENAI_API_KEY, ANTHROPIC_BASE_URL, ANTHROPIC_API_KEY and PROXY_TOKEN are required. --demo needs none of them."
+    )
+    optFlags = [["demo", None, "Serve a built-in upstream that needs no keys, for a first look."]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listen: list[str] = []
+        self.load: Callable[[], config.Config]
+
+    def opt_port(self, port: str) -> None:
+        """Where to listen: a number, for all interfaces, or a Twisted endpoint (tcp:33000:interface=127.0.0.1).
+
+        May be given again. [default: PORT, else 33000]
+        """
+        try:
+            self.listen.append(_endpoint(port))
+        except ValueError as problem:
+            raise usage.UsageError(f"--port {problem}") from None
+
+    opt_p = opt_port
+
+    def opt_version(self) -> None:
+        """Print the version of llmproxy, and exit."""
+        print(f"llmproxy {__version__}")
+        sys.exit(0)
+
+    def postOptions(self) -> None:
+        """Read the whole configuration now: what is wrong with it must show before anything daemonizes."""
+        self.load = lambda: config.load(os.environ)
+        try:
+            port = config.load_port(os.environ) if self["demo"] else self.load().port
+        except config.ConfigError as error:
+            raise usage.UsageError(str(error)) from None
+        self.listen = self.listen or [f"tcp:{port}"]
+
+
+def makeService(options: Options) -> IService:
+    """Make the service that the options ask for."""
+    # Not before now: importing the reactor installs one, and twistd may yet be told which.
+    from twisted.internet import reactor
+
+    from llmproxy.demo_service import DemoService
+    from llmproxy.service import ProxyService
+
+    made: Any = reactor
+    return DemoService(made, options.listen) if options["demo"] else ProxyService(made, options.listen, options.load)
+
+
+def _endpoint(port: str) -> str:
+    """The endpoint description for a value of --port."""
+    if ":" not in port:
+        return f"tcp:{config.parse_port(port)}"
+    try:
+        serverFromString(None, port)  # parses, and reads the certificates of ssl:, without binding
+    except Exception as error:
+        raise ValueError(f"is not an endpoint that can be used: {port} ({error}).") from None
+    return port

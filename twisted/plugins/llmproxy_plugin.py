@@ -1,0 +1,8 @@
+from twisted.application.service import ServiceMaker
+
+llmproxy = ServiceMaker(
+    "llmproxy",
+    "llmproxy.tap",
+    "A transparent, streaming reverse proxy for LLM APIs.",
+    "llmproxy",
+)
