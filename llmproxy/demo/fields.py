@@ -99,8 +99,8 @@ def last_user_text(messages: Sequence[Json]) -> str:
 def tools_of(definitions: Iterable[object], schema: str) -> list[Tool]:
     """Return the tools that a client offers and runs itself.
 
-    A definition has a `name` and, in its field `schema`, the JSON schema of the arguments. One without that is
-    a tool of the provider's own, which the demo does not have.
+    A definition has a `name` and, in its field `schema`, the JSON schema of the arguments. One without that
+    is a tool of the provider's own, which the demo does not have.
     """
     return [
         Tool(definition["name"], definition[schema])

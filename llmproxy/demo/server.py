@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import Request
-from twisted.web.resource import Resource
+from twisted.web.iweb import IRequest
+from twisted.web.pages import notFound
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
 
 from llmproxy.demo.anthropic import Anthropic
@@ -20,7 +22,7 @@ def upstream(clock: IReactorTime, interval: float = INTERVAL) -> Resource:
 
     `clock` dates the answers and paces the streams, `interval` seconds from one event to the next.
     """
-    root = Resource()  # type: ignore[no-untyped-call, unused-ignore]
+    root = _Root()  # type: ignore[no-untyped-call, unused-ignore]
     root.putChild(b"openai", ApiResource(OpenAI(), clock, interval))
     root.putChild(b"anthropic", ApiResource(Anthropic(), clock, interval))
     return root
@@ -32,6 +34,12 @@ def site(clock: IReactorTime, interval: float = INTERVAL) -> Site:
     return _QuietSite(  # type: ignore[no-untyped-call, unused-ignore]
         root, parsePOSTFormSubmission=False, reactor=clock
     )
+
+
+class _Root(Resource):
+    def getChild(self, path: bytes, request: IRequest) -> IResource:
+        # The default one warns of its own deprecation.
+        return notFound()
 
 
 class _QuietSite(Site):

@@ -38,9 +38,9 @@ class Tool:
 class Prompt:
     """What a request asks for, without the dress of its API.
 
-    `texts`: all that the model reads, for the count; `user`: the last thing the user said; `tool_result`: what
-    the tool returned, if that is what the last message brings; `tool`: the one to call, if any; `limit`: the
-    most tokens to answer with, or None.
+    `texts`: all that the model reads, for the count; `user`: the last thing the user said; `tool_result`:
+    what the tool returned, if that is what the last message brings; `tool`: the one to call, if any; `limit`:
+    the most tokens to answer with, or None.
     """
 
     texts: Sequence[str]
@@ -57,7 +57,7 @@ class Prompt:
 
 @attrs.frozen
 class Reply:
-    """What is answered: `pieces` of a text or of JSON arguments for `tool`, and whether the limit `cut` them."""
+    """What is answered: `pieces` of a text or of JSON arguments for `tool`, perhaps `cut` by the limit."""
 
     pieces: Sequence[str]
     tool: str | None
@@ -161,8 +161,8 @@ def _type_of(schema: dict[str, Any]) -> Any:
 
 
 def _resolve(reference: Any, root: Any) -> Any:
-    """Find what a `#/...` reference of a JSON schema points at, or None."""
+    """Find what a `#/a/b` reference of a JSON schema points at, or None."""
     found = root
-    for name in str(reference).removeprefix("#/").split("/"):
+    for name in filter(None, str(reference).removeprefix("#").split("/")):
         found = found.get(name) if isinstance(found, dict) else None
     return found
