@@ -6,7 +6,7 @@ import http.client
 import io
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import pytest
@@ -36,27 +36,13 @@ COUNT_TOKENS = "/anthropic/v1/messages/count_tokens"
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-class FillingTransport(StringTransport):
-    """A transport that is full as soon as it is written to."""
-
-    filling = False
-
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        super().writeSequence(data)
-        if self.filling:
-            self.producing().pauseProducing()
-
-    def producing(self) -> IPushProducer:
-        return cast(IPushProducer, self.producer)
-
-
 class Connection:
     """A client's connection to the demo's site, in memory."""
 
     def __init__(self, now: float = 0) -> None:
         self.clock = Clock()
         self.clock.advance(now)
-        self.transport = FillingTransport()
+        self.transport = StringTransport()
         self.channel = cast(Protocol, site(self.clock, INTERVAL).buildProtocol(None))
         self.channel.makeConnection(self.transport)
 
@@ -73,6 +59,10 @@ class Connection:
         self.transport.clear()
         return data
 
+    def producer(self) -> IPushProducer:
+        """Return what the transport pauses when it is full, and resumes."""
+        return cast(IPushProducer, self.transport.producer)
+
     def run_dry(self) -> None:
         """Let the clock run until the stream is at its end, but not until the connection is idle for long."""
         self.clock.pump([INTERVAL] * EVENTS)
@@ -81,13 +71,13 @@ class Connection:
         self.channel.connectionLost(Failure(ConnectionLost()))
 
 
-class Received(socket.socket):
+class Received:
     """What `http.client` needs of a socket to read a response that is all there."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
-    def makefile(self, *args: Any, **kwargs: Any) -> Any:
+    def makefile(self, mode: str) -> io.BytesIO:
         return io.BytesIO(self._data)
 
 
@@ -97,7 +87,8 @@ def ask(
     """Send one request on a new connection; return the response and its body, read from JSON."""
     connection = Connection()
     connection.send(method, path, headers, body)
-    response = http.client.HTTPResponse(Received(connection.received()), method=method)
+    received = cast(socket.socket, Received(connection.received()))
+    response = http.client.HTTPResponse(received, method=method)
     response.begin()
     content = response.read()
     return response, json.loads(content) if content else None
@@ -131,7 +122,7 @@ class TestPace:
         stream(connection)
         connection.run_dry()
         assert connection.received().endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-        connection.send("GET", "/openai/v1/models", OPENAI)
+        stream(connection)
         assert connection.received().startswith(b"HTTP/1.1 200 OK")
 
     def test_a_client_that_leaves_mid_stream_leaves_no_timer(self) -> None:
@@ -145,27 +136,42 @@ class TestPace:
         connection = Connection()
         stream(connection)
         connection.received()
-        connection.transport.producing().pauseProducing()
+        connection.producer().pauseProducing()
         connection.clock.advance(INTERVAL * 10)
         assert connection.received() == b""
-        connection.transport.producing().resumeProducing()
+        connection.producer().resumeProducing()
         connection.clock.advance(INTERVAL)
         assert connection.received().count(b"data: ") == 1
 
-    def test_a_connection_that_is_full_with_the_first_event_gets_no_second(self) -> None:
+    def test_a_connection_that_is_full_with_the_first_event_gets_no_second(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         connection = Connection()
-        connection.transport.filling = True
+        write: Callable[[Iterable[bytes]], None] = connection.transport.writeSequence
+
+        def fill(data: Iterable[bytes]) -> None:
+            write(data)
+            connection.producer().pauseProducing()
+
+        monkeypatch.setattr(connection.transport, "writeSequence", fill)
         stream(connection)
         connection.clock.advance(INTERVAL * 10)
         assert connection.received().count(b"data: ") == 1
 
-    def test_a_paused_client_that_leaves_leaves_no_timer(self) -> None:
+    def test_to_resume_what_was_not_paused_does_not_double_the_pace(self) -> None:
         connection = Connection()
         stream(connection)
-        connection.transport.producing().pauseProducing()
-        connection.transport.producing().stopProducing()
-        connection.transport.producing().resumeProducing()
-        connection.leave()
+        connection.received()
+        connection.producer().resumeProducing()
+        connection.clock.advance(INTERVAL)
+        assert connection.received().count(b"data: ") == 1
+
+    def test_a_paused_stream_that_is_stopped_is_not_taken_up_again(self) -> None:
+        connection = Connection()
+        stream(connection)
+        connection.producer().pauseProducing()
+        connection.producer().stopProducing()
+        connection.producer().resumeProducing()
         assert connection.clock.getDelayedCalls() == []
 
     def test_text_beyond_ascii_is_sent_as_utf_8_and_a_lone_surrogate_is_replaced(self) -> None:
