@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import attrs
 import pytest
 
 from llmproxy import demo_service
-from tests.integration.process import Twistd
+from tests.integration.process import FOREGROUND, Proxy, Twistd, settings
+from tests.integration.upstream import Upstream
+
+Background = Callable[..., "Future[Any]"]
 
 
 @attrs.frozen
@@ -21,18 +26,81 @@ class Demo:
 
     url: str
     token: str
-    process: Twistd
+    twistd: Twistd
 
     @property
     def processes(self) -> list[Twistd]:
-        return [self.process]
+        return [self.twistd]
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    arguments = ("-n", "--pidfile=", "llmproxy", "--demo", "--port", "tcp:0:interface=127.0.0.1")
+    arguments = (*FOREGROUND, "--demo", "--port", "tcp:0:interface=127.0.0.1")
     twistd = Twistd(*arguments, settings={}, cwd=tmp_path_factory.mktemp("demo"))
     try:
         yield Demo(f"http://127.0.0.1:{twistd.port}", demo_service.TOKEN, twistd)
     finally:
         twistd.stop()
+
+
+@pytest.fixture(scope="session")
+def openai_upstream() -> Upstream:
+    """Behind /openai/ of the shared proxy; the proxy closes it."""
+    return Upstream(send_buffer=65536)
+
+
+@pytest.fixture(scope="session")
+def anthropic_upstream() -> Upstream:
+    """Behind /anthropic/ of the shared proxy, at the path /base/v0; the proxy closes it."""
+    return Upstream()
+
+
+@pytest.fixture(scope="session")
+def shared_proxy(
+    openai_upstream: Upstream, anthropic_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    urls = settings(
+        f"http://127.0.0.1:{openai_upstream.port}", f"http://127.0.0.1:{anthropic_upstream.port}/base/v0"
+    )
+    proxy = Proxy(urls, tmp_path_factory.mktemp("proxy"), openai_upstream, anthropic_upstream)
+    try:
+        proxy.twistd.started()
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+@pytest.fixture
+def proxy(shared_proxy: Proxy) -> Iterator[Proxy]:
+    """The shared proxy, on which no connection of another test is left."""
+    yield shared_proxy
+    shared_proxy.hang_up()
+
+
+@pytest.fixture
+def openai(proxy: Proxy, openai_upstream: Upstream) -> Upstream:
+    return openai_upstream
+
+
+@pytest.fixture
+def anthropic(proxy: Proxy, anthropic_upstream: Upstream) -> Upstream:
+    return anthropic_upstream
+
+
+@pytest.fixture
+def background() -> Iterator[Background]:
+    """Run a function in a thread; it must end before the test does."""
+    with ThreadPoolExecutor() as threads:
+        yield threads.submit
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show beside a failure what the processes of the test have printed."""
+    report = yield
+    if report.failed:
+        processes = {
+            process for fixture in item.funcargs.values() for process in getattr(fixture, "processes", ())
+        }
+        report.sections += [(f"log of twistd {twistd.pid}", twistd.log[-5000:]) for twistd in processes]
+    return report

@@ -14,10 +14,21 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.integration.upstream import Upstream
+from tests.integration.wire import PATIENCE, Message, Wire, connect, message
+
 ROOT = Path(__file__).resolve().parents[2]
 # The script that pip installed: `python -m twisted` would be `twist`, another program.
 TWISTD = Path(sys.executable).with_name("twistd")
-PATIENCE = 10.0  # seconds; nothing that works takes nearly as long, even on a busy machine
+
+# What the tests' proxies are set to; the log must hold none of them.
+TOKEN = "local-token-5d1f0c7a"
+OPENAI_KEY = "sk-openai-9b3e6642"
+ANTHROPIC_KEY = "sk-ant-c41d8f05"
+SECRETS = (TOKEN, OPENAI_KEY, ANTHROPIC_KEY)
+AUTHORIZATION = b"Authorization: Bearer " + TOKEN.encode()
+
+FOREGROUND = ("-n", "--pidfile=", "llmproxy")
 
 _STARTED = re.compile(r"llmproxy (?P<version>\S+) listens on (?P<addresses>.+); (?P<upstreams>.+)")
 
@@ -25,6 +36,18 @@ _STARTED = re.compile(r"llmproxy (?P<version>\S+) listens on (?P<addresses>.+); 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
     """Make the whole environment of a child: the settings of a test, and what Python needs to find the checkout."""
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **settings}
+
+
+def settings(openai: str, anthropic: str, **others: str) -> dict[str, str]:
+    """Make the settings of a proxy from the base URLs of its upstreams, and others by their names."""
+    return {
+        "OPENAI_BASE_URL": openai,
+        "OPENAI_API_KEY": OPENAI_KEY,
+        "ANTHROPIC_BASE_URL": anthropic,
+        "ANTHROPIC_API_KEY": ANTHROPIC_KEY,
+        "PROXY_TOKEN": TOKEN,
+        **others,
+    }
 
 
 class Twistd:
@@ -123,3 +146,57 @@ class Twistd:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+
+
+class Proxy:
+    """A proxy in the foreground on a port of loopback, and the upstreams behind it.
+
+    :param upstreams: those whose connections are closed after each test.
+    """
+
+    def __init__(self, settings: Mapping[str, str], cwd: Path, *upstreams: Upstream) -> None:
+        self.twistd = Twistd(*FOREGROUND, "--port", "tcp:0:interface=127.0.0.1", settings=settings, cwd=cwd)
+        self._upstreams = upstreams
+        self._clients: list[Wire] = []
+
+    @property
+    def processes(self) -> list[Twistd]:
+        return [self.twistd]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.twistd.port}"
+
+    def connect(self, receive_buffer: int | None = None) -> Wire:
+        """Connect a client; see :func:`~tests.integration.wire.connect`."""
+        client = connect(self.twistd.port, receive_buffer)
+        self._clients.append(client)
+        return client
+
+    def send(self, line: bytes, *headers: bytes, body: bytes = b"") -> Wire:
+        """Connect a client that sends a request with the token.
+
+        :param line: method and target.
+        """
+        client = self.connect()
+        client.send(message(line + b" HTTP/1.1", b"Host: proxy.example", AUTHORIZATION, *headers, body=body))
+        return client
+
+    def ask(self, line: bytes, *headers: bytes, body: bytes = b"") -> Message:
+        """Send a request that the proxy will answer itself, and return the answer."""
+        return self.send(line, *headers, body=body).response(line.partition(b" ")[0])
+
+    def hang_up(self) -> None:
+        """Close the connections of all clients and upstreams."""
+        while self._clients:
+            self._clients.pop().close()
+        for upstream in self._upstreams:
+            upstream.hang_up()
+
+    def stop(self) -> None:
+        """End the process; whatever the tests have done, its log must tell of no secret and of no fault of its own."""
+        self.twistd.stop()
+        for upstream in self._upstreams:
+            upstream.close()
+        told = [word for word in (*SECRETS, "Traceback", "Unhandled") if word in self.twistd.log]
+        assert not told, self.twistd.log

@@ -34,7 +34,7 @@ class Environment:
     def run(self, *command: str | Path, cwd: Path | None = None, **environ: str) -> str:
         """Run a command and return its standard output and error; it must succeed."""
         inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV_"))
+            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV"))
         }
         done = subprocess.run(
             command,

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from twisted.application.service import IService, IServiceMaker
+from twisted.plugin import getPlugins
+from twisted.python.usage import UsageError
+from zope.interface.verify import verifyObject
+
+from llmproxy import __version__
+from llmproxy.config import load
+from llmproxy.demo_service import DemoService
+from llmproxy.service import ProxyService
+from llmproxy.tap import Options, makeService
+from tests.support import ENVIRON, OPENAI_KEY, TOKEN
+
+
+@pytest.fixture(autouse=True)
+def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment of a process with a good configuration."""
+    for name in (
+        "PORT",
+        "OPENAI_API_KEY_FILE",
+        "ANTHROPIC_API_KEY_FILE",
+        "PROXY_TOKEN_FILE",
+        "ANTHROPIC_VERSION",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def parse(*arguments: str) -> Options:
+    options = Options()
+    options.parseOptions(list(arguments))
+    return options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "listen"),
+    [
+        ([], ["tcp:33000"]),
+        (["--port", "8080"], ["tcp:8080"]),
+        (["--port=8080"], ["tcp:8080"]),
+        (["-p", "8080"], ["tcp:8080"]),
+        (["--port", "1", "--port", "65535"], ["tcp:1", "tcp:65535"]),
+        (["--port", "tcp:33000:interface=127.0.0.1"], ["tcp:33000:interface=127.0.0.1"]),
+        (["--port", "unix:/run/llmproxy.sock", "-p", "80"], ["unix:/run/llmproxy.sock", "tcp:80"]),
+    ],
+)
+def test_it_listens_where_port_says(arguments: list[str], listen: list[str]) -> None:
+    assert parse(*arguments).listen == listen
+
+
+def test_the_environment_says_the_port_where_no_option_does(environ: pytest.MonkeyPatch) -> None:
+    environ.setenv("PORT", "8080")
+    assert parse().listen == ["tcp:8080"]
+    assert parse("--port", "81").listen == ["tcp:81"]
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "100000"])
+def test_a_port_out_of_range_is_refused(port: str) -> None:
+    with pytest.raises(UsageError, match=f"--port is out of range: {port}"):
+        parse("--port", port)
+
+
+@pytest.mark.parametrize("port", ["http", "-1", "", "8080x", "127.0.0.1"])
+def test_a_port_that_is_no_number_is_refused(port: str) -> None:
+    with pytest.raises(UsageError, match="--port is not a port number"):
+        parse("--port", port)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp:http",
+        "tcp:",
+        "nonsense:80",
+        "127.0.0.1:80",
+        "tcp:80:color=red",
+        "ssl:443:privateKey=/nowhere.pem",
+    ],
+)
+def test_an_endpoint_that_cannot_be_used_is_refused(endpoint: str) -> None:
+    with pytest.raises(UsageError, match="--port is not an endpoint that can be used: ") as caught:
+        parse("--port", endpoint)
+    assert endpoint in str(caught.value)
+
+
+def test_a_wrong_configuration_is_refused_with_all_that_is_wrong(environ: pytest.MonkeyPatch) -> None:
+    environ.delenv("OPENAI_API_KEY")
+    environ.setenv("PROXY_TOKEN", "")
+    environ.setenv("PORT", "0")
+    with pytest.raises(UsageError) as caught:
+        parse("--port", "80")
+    for name in ("OPENAI_API_KEY", "PROXY_TOKEN", "PORT"):
+        assert f"\n  - {name} " in str(caught.value)
+    assert "ANTHROPIC" not in str(caught.value)
+
+
+def test_an_unknown_option_or_argument_is_refused() -> None:
+    for argument in ("--colour", "extra"):
+        with pytest.raises(UsageError):
+            parse(argument)
+
+
+def test_version_is_the_proxys_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--version")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"llmproxy {__version__}\n"
+
+
+def test_the_help_names_the_options_and_what_is_required() -> None:
+    text = " ".join(str(Options()).split())
+    for word in ("--port", "--demo", "--version", *ENVIRON):
+        assert word in text
+
+
+class TestDemo:
+    @pytest.fixture(autouse=True)
+    def nothing_set(self, environ: pytest.MonkeyPatch) -> None:
+        for name in ENVIRON:
+            environ.delenv(name)
+
+    def test_it_needs_no_configuration(self) -> None:
+        options = parse("--demo")
+        assert options["demo"]
+        assert options.listen == ["tcp:33000"]
+
+    def test_it_listens_on_port(self, environ: pytest.MonkeyPatch) -> None:
+        environ.setenv("PORT", "8080")
+        assert parse("--demo").listen == ["tcp:8080"]
+        assert parse("--demo", "--port", "81").listen == ["tcp:81"]
+
+    def test_a_wrong_port_is_refused(self, environ: pytest.MonkeyPatch) -> None:
+        environ.setenv("PORT", "x")
+        with pytest.raises(UsageError, match="PORT is not a port number"):
+            parse("--demo")
+
+    def test_it_makes_the_demo_service(self) -> None:
+        service = makeService(parse("--demo", "--port", "81"))
+        assert isinstance(service, DemoService)
+        assert service._listen == ["tcp:81"]
+
+
+def test_it_makes_the_service_that_the_options_ask_for() -> None:
+    service = makeService(parse("--port", "8080"))
+    verifyObject(IService, service)
+    assert isinstance(service, ProxyService)
+    assert not isinstance(service, DemoService)
+    assert service._listen == ["tcp:8080"]
+    assert service._load() == load(ENVIRON)
+    assert service.name == "llmproxy"
+
+
+def test_a_reload_reads_the_environment_and_its_files_anew(
+    environ: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN.decode("ascii"))
+    environ.delenv("PROXY_TOKEN")
+    environ.setenv("PROXY_TOKEN_FILE", str(file))
+    options = parse()
+    file.write_text("a-new-token-of-the-team")
+    assert options.load().clients[0].token == b"a-new-token-of-the-team"
+
+
+def test_the_options_show_no_secret() -> None:
+    shown = f"{parse()!r} {parse()}"
+    assert OPENAI_KEY not in shown
+    assert TOKEN.decode("ascii") not in shown
+
+
+def test_twistd_finds_the_plugin() -> None:
+    (maker,) = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "llmproxy"]
+    assert maker.options is Options
+    assert maker.makeService is makeService
