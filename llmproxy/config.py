@@ -7,24 +7,43 @@ environment variables.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
-from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
+from urllib.parse import SplitResult
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 import attrs
+
+from llmproxy import values
+from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
+from llmproxy.values import BaseURL
 
 DEFAULT_PORT = 33000
 _T = TypeVar("_T")
 
-# What can stand in a header value as one word: a token or key with anything else in it was pasted wrongly.
-_WORD = re.compile(r"[\x21-\x7e]+")
-# RFC 3986 section 3.2.2, for names; address literals are left to ipaddress.
-_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
-_URL_PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)*")
 _SHORT_TOKEN = 16  # characters
+
+
+# The variables that set the fields of each class, and how their text is read.
+_TIMEOUTS = {
+    "UPSTREAM_FIRST_BYTE_TIMEOUT": ("first_byte", values.parse_seconds),
+    "UPSTREAM_IDLE_TIMEOUT": ("idle", values.parse_seconds),
+}
+_UPSTREAM = {
+    "UPSTREAM_CONNECT_TIMEOUT": ("connect", values.parse_seconds),
+    "UPSTREAM_MAX_CONNECTIONS": ("connections", values.parse_count),
+    "UPSTREAM_MAX_IDLE_CONNECTIONS": ("idle_connections", values.parse_count),
+    "UPSTREAM_KEEP_ALIVE": ("idle", values.parse_seconds),
+}
+_DOWNSTREAM = {
+    "CLIENT_MAX_TARGET": ("target", values.parse_count),
+    "CLIENT_MAX_HEADERS": ("headers", values.parse_count),
+    "CLIENT_HEADER_TIMEOUT": ("header_time", values.parse_seconds),
+    "CLIENT_BODY_TIMEOUT": ("body_idle", values.parse_seconds),
+    "CLIENT_KEEP_ALIVE": ("keep_alive", values.parse_seconds),
+    "CLIENT_MAX_CONNECTIONS": ("connections", values.parse_count),
+    "CLIENT_MAX_CONNECTIONS_PER_ADDRESS": ("connections_per_address", values.parse_count),
+}
 
 
 class ConfigError(ValueError):
@@ -35,39 +54,9 @@ class ConfigError(ValueError):
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = tuple(problems)
-        super().__init__("The configuration cannot be used:\n" + "\n".join(f"  - {problem}" for problem in problems))
-
-
-@attrs.frozen
-class BaseURL:
-    """Where an upstream's API begins.
-
-    :ivar scheme: ``http`` or ``https``.
-    :ivar host: a name or an address, IPv6 without brackets.
-    :ivar path: the path that is put before every request's, without a slash at its end; often empty.
-    """
-
-    scheme: str
-    host: str
-    port: int
-    path: str
-
-    @property
-    def netloc(self) -> bytes:
-        """The value of the ``Host`` header (RFC 9110 section 7.2): the port only where it is not the scheme's own."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        default = {"http": 80, "https": 443}[self.scheme]
-        return (host if self.port == default else f"{host}:{self.port}").encode("ascii")
-
-    def join(self, rest: bytes) -> bytes:
-        """Put a request's path and query behind this URL, byte for byte.
-
-        This joins, it does not *resolve* (RFC 3986 section 5): resolving ``//evil.example/x`` would leave the host.
-        """
-        return b"%b://%b%b%b" % (self.scheme.encode("ascii"), self.netloc, self.path.encode("ascii"), rest)
-
-    def __str__(self) -> str:
-        return self.join(b"").decode("ascii")
+        super().__init__(
+            "The configuration cannot be used:\n" + "\n".join(f"  - {problem}" for problem in problems)
+        )
 
 
 @attrs.frozen
@@ -77,6 +66,7 @@ class Upstream:
     :ivar name: the prefix under which clients find it, without slashes.
     :ivar key_header: the header that carries the key: ``Authorization`` (as a bearer token) or ``x-api-key``.
     :ivar default_headers: names and values that are added where a client sent none of that name.
+    :ivar ca_file: certificates to trust in the place of the platform's.
     """
 
     name: str
@@ -84,11 +74,12 @@ class Upstream:
     key_header: str
     key: str = attrs.field(repr=False)
     default_headers: tuple[tuple[bytes, bytes], ...] = ()
+    ca_file: str | None = None
 
-    def credential_header(self) -> tuple[bytes, list[bytes]]:
-        """The name and values of the header that carries the key."""
+    def credential_header(self) -> tuple[bytes, bytes]:
+        """The name and value of the header that carries the key."""
         value = f"Bearer {self.key}" if self.key_header == "Authorization" else self.key
-        return self.key_header.encode("ascii"), [value.encode("ascii")]
+        return self.key_header.encode("ascii"), value.encode("ascii")
 
 
 @attrs.frozen
@@ -101,14 +92,12 @@ class Client:
 
 @attrs.frozen
 class Timeouts:
-    """How long a silent upstream is waited for, in seconds.
+    """How long a silent upstream is waited for once a connection is up, in seconds.
 
-    :ivar connect: until the connection, TLS included, is up.
     :ivar first_byte: from sending a request until the response's headers.
     :ivar idle: between two chunks of a response's body.
     """
 
-    connect: float = 10.0
     first_byte: float = 600.0
     idle: float = 600.0
 
@@ -120,7 +109,16 @@ class Config:
     upstreams: tuple[Upstream, ...]
     clients: tuple[Client, ...]
     port: int = DEFAULT_PORT
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = attrs.Factory(Timeouts)
+    downstream: DownstreamLimits = attrs.Factory(DownstreamLimits)
+    upstream: UpstreamLimits = attrs.Factory(UpstreamLimits)
+    https_proxy: SplitResult | None = attrs.field(default=None, repr=False)
+    no_proxy: str = ""
+
+    def proxy_for(self, host: str) -> SplitResult | None:
+        """The HTTP proxy through which an upstream's host is reached, or ``None`` where it is reached directly."""
+        bypassed = proxy_bypass_environment(host, {"no": self.no_proxy})
+        return None if bypassed else self.https_proxy
 
     def warnings(self) -> list[str]:
         """Name what works but is probably not what was meant."""
@@ -136,8 +134,10 @@ class Config:
                     f"The base URL of {upstream.name} ends in /v1, and so does what SDKs are pointed at: "
                     f"/{upstream.name}/v1/models would become {url.path}/v1/models."
                 )
-            if url.scheme == "http" and not _is_loopback(url.host):
-                found.append(f"The key for {upstream.name} goes to {url.host} unencrypted: its base URL is not https.")
+            if url.scheme == "http" and not values.is_loopback(url.host):
+                found.append(
+                    f"The key for {upstream.name} goes to {url.host} unencrypted: its base URL is not https."
+                )
         return found
 
 
@@ -148,30 +148,40 @@ def load(environ: Mapping[str, str]) -> Config:
     :raise ConfigError: naming every setting that is missing or malformed.
     """
     read = _Reader(environ)
-    openai_url = read.required("OPENAI_BASE_URL", parse_base_url)
+    openai_url = read.required("OPENAI_BASE_URL", values.parse_base_url)
     openai_key = read.secret("OPENAI_API_KEY")
-    anthropic_url = read.required("ANTHROPIC_BASE_URL", parse_base_url)
+    anthropic_url = read.required("ANTHROPIC_BASE_URL", values.parse_base_url)
     anthropic_key = read.secret("ANTHROPIC_API_KEY")
     token = read.secret("PROXY_TOKEN")
-    version = read.optional("ANTHROPIC_VERSION", _parse_word, None)
-    port = read.optional("PORT", parse_port, DEFAULT_PORT)
-    defaults = Timeouts()
-    timeouts = Timeouts(
-        connect=read.optional("UPSTREAM_CONNECT_TIMEOUT", _parse_seconds, defaults.connect),
-        first_byte=read.optional("UPSTREAM_FIRST_BYTE_TIMEOUT", _parse_seconds, defaults.first_byte),
-        idle=read.optional("UPSTREAM_IDLE_TIMEOUT", _parse_seconds, defaults.idle),
-    )
+    version = read.optional("ANTHROPIC_VERSION", values.parse_word, None)
+    port = read.optional("PORT", values.parse_port, DEFAULT_PORT)
+    openai_ca = read.optional("OPENAI_CA_FILE", values.parse_file, None)
+    anthropic_ca = read.optional("ANTHROPIC_CA_FILE", values.parse_file, None)
+    # By custom these two are in either case, and their empty value means none.
+    proxies = {
+        name.lower(): value
+        for name, value in environ.items()
+        if name.lower() in ("https_proxy", "no_proxy") and value
+    }
+    https_proxy = _Reader(proxies, read.problems).optional("https_proxy", values.parse_proxy, None)
+    timeouts = read.all_of(Timeouts, _TIMEOUTS)
+    downstream = read.all_of(DownstreamLimits, _DOWNSTREAM)
+    upstream = read.all_of(UpstreamLimits, _UPSTREAM)
     if read.problems or openai_url is None or anthropic_url is None:
         raise ConfigError(read.problems)
     default_headers = () if version is None else ((b"anthropic-version", version.encode("ascii")),)
     return Config(
         upstreams=(
-            Upstream("openai", openai_url, "Authorization", openai_key),
-            Upstream("anthropic", anthropic_url, "x-api-key", anthropic_key, default_headers),
+            Upstream("openai", openai_url, "Authorization", openai_key, ca_file=openai_ca),
+            Upstream("anthropic", anthropic_url, "x-api-key", anthropic_key, default_headers, anthropic_ca),
         ),
         clients=(Client("default", token.encode("ascii")),),
         port=port,
         timeouts=timeouts,
+        downstream=downstream,
+        upstream=upstream,
+        https_proxy=https_proxy,
+        no_proxy=proxies.get("no_proxy", ""),
     )
 
 
@@ -181,7 +191,7 @@ def load_port(environ: Mapping[str, str]) -> int:
     :raise ConfigError: where ``PORT`` is malformed.
     """
     read = _Reader(environ)
-    port = read.optional("PORT", parse_port, DEFAULT_PORT)
+    port = read.optional("PORT", values.parse_port, DEFAULT_PORT)
     if read.problems:
         raise ConfigError(read.problems)
     return port
@@ -190,9 +200,9 @@ def load_port(environ: Mapping[str, str]) -> int:
 class _Reader:
     """Reads settings one by one and gathers what is wrong with them."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], problems: list[str] | None = None) -> None:
         self._environ = environ
-        self.problems: list[str] = []
+        self.problems: list[str] = [] if problems is None else problems
 
     def required(self, name: str, parse: Callable[[str], _T]) -> _T | None:
         """A setting without which nothing works; ``None`` only after a problem was noted."""
@@ -205,15 +215,20 @@ class _Reader:
         """A setting that may be absent, but not empty."""
         return self._parsed(name, self._environ[name], parse, default) if name in self._environ else default
 
+    def all_of(self, kind: Callable[..., _T], names: Mapping[str, tuple[str, Callable[[str], Any]]]) -> _T:
+        """A group of settings: its own defaults, but for those that are set."""
+        found = {field: self.optional(name, parse, None) for name, (field, parse) in names.items()}
+        return kind(**{field: value for field, value in found.items() if value is not None})
+
     def secret(self, name: str) -> str:
         """A required secret, from ``name`` or from the file that ``name_FILE`` names; empty only after a problem."""
         from_file = f"{name}_FILE"
         if name in self._environ and from_file in self._environ:
             self.problems.append(f"{name} and {from_file} are both set; keep one.")
         elif from_file in self._environ:
-            return self._parsed(from_file, self._environ[from_file], _read_secret_file, "")
+            return self._parsed(from_file, self._environ[from_file], values.read_secret_file, "")
         elif name in self._environ:
-            return self._parsed(name, self._environ[name], _parse_word, "")
+            return self._parsed(name, self._environ[name], values.parse_word, "")
         else:
             self.problems.append(f"{name} is not set (nor is {from_file}).")
         return ""
@@ -227,84 +242,3 @@ class _Reader:
         except ValueError as problem:
             self.problems.append(f"{name} {problem}")
             return default
-
-
-def parse_port(text: str) -> int:
-    """Read a TCP port number.
-
-    :raise ValueError: with a text to go behind the setting's name.
-    """
-    # isdecimal alone lets other scripts' digits through, and int() signs, spaces and underscores.
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"is not a port number: {text!r}.")
-    if not 1 <= int(text) <= 65535:
-        raise ValueError(f"is out of range: {text} (a port is 1 to 65535).")
-    return int(text)
-
-
-def parse_base_url(text: str) -> BaseURL:
-    """Read the URL at which an upstream's API begins, for example ``https://api.openai.com``.
-
-    :raise ValueError: with a text to go behind the setting's name. It shows nothing of the URL before its host: what stands
-        there may be a password.
-    """
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError:
-        raise ValueError("is not a URL that can be read; check its host and port.") from None
-    if url.scheme not in ("http", "https") or not url.netloc:
-        raise ValueError("must begin with https:// or http:// and a host.")
-    if "@" in url.netloc:
-        raise ValueError("must not hold a user name or password; the key has a setting of its own.")
-    if "?" in text or "#" in text:
-        raise ValueError("must not hold a query or fragment.")
-    host = url.hostname or ""
-    if not (_is_address(host) if ":" in host or "[" in url.netloc else _HOST_NAME.fullmatch(host)):
-        raise ValueError(f"has a host that is no host name or address: {host!r} (write other scripts in punycode).")
-    if port == 0:
-        raise ValueError("is out of range: a port is 1 to 65535.")
-    path = url.path.rstrip("/")
-    if not _URL_PATH.fullmatch(path):
-        raise ValueError("has a path with characters that must be percent-encoded.")
-    return BaseURL(url.scheme, host, port or {"http": 80, "https": 443}[url.scheme], path)
-
-
-def _parse_word(text: str) -> str:
-    if not _WORD.fullmatch(text):
-        raise ValueError("holds a space, a line break or a character outside ASCII; it must be one word.")
-    return text
-
-
-def _read_secret_file(path: str) -> str:
-    try:
-        text = Path(path).read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        raise ValueError(f"names a file that is not text: {path}.") from None
-    except OSError as error:
-        raise ValueError(f"names a file that cannot be read: {path} ({error.strerror}).") from None
-    if not text:
-        raise ValueError(f"names an empty file: {path}.")
-    return _parse_word(text)
-
-
-def _parse_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise ValueError(f"is not a number of seconds: {text!r}.") from None
-    if not 0 < seconds <= 86400:  # NaN fails this too
-        raise ValueError(f"is out of range: {text} (more than 0, and at most 86400 seconds).")
-    return seconds
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)

@@ -18,6 +18,9 @@ from llmproxy.config import Client
 
 # RFC 6750 section 2.1; the scheme is matched in any case (RFC 9110 section 11.1).
 _BEARER = re.compile(rb"bearer +(\S+)", re.IGNORECASE)
+# Browsers can set no header on a WebSocket; OpenAI takes the credential as one of the protocols that are offered.
+# https://platform.openai.com/docs/guides/realtime-websocket
+_BROWSER_TOKEN = b"openai-insecure-api-key."
 
 
 @attrs.frozen
@@ -42,7 +45,7 @@ class Credentials:
         self._digests = [(client, sha256(client.token).digest()) for client in clients]
 
     def authorize(self, headers: Headers) -> Caller | None:
-        """Find the client of a request from ``Authorization: Bearer`` and ``x-api-key``.
+        """Find the client of a request from ``Authorization: Bearer``, ``x-api-key`` and, for browsers, a WebSocket protocol.
 
         Clients send the token in either, some in both, some twice. Every one that is there must be the same valid token: one
         good credential beside a bad one is refused, since nobody can say which of the two the sender meant.
@@ -54,12 +57,21 @@ class Credentials:
             for value in headers.getRawHeaders(b"authorization", ())
         }
         presented.update(value.strip() for value in headers.getRawHeaders(b"x-api-key", ()))
+        presented.update(
+            item.strip()[len(_BROWSER_TOKEN) :]
+            for value in headers.getRawHeaders(b"sec-websocket-protocol", ())
+            for item in value.split(b",")
+            if item.strip().startswith(_BROWSER_TOKEN)
+        )
         if len(presented) != 1:
             return None
         token = presented.pop()
         digest = sha256(token).digest()
         found = None
-        for client, expected in self._digests:  # to the end always: where the match stands takes no different time
+        for (
+            client,
+            expected,
+        ) in self._digests:  # to the end always: where the match stands takes no different time
             if compare_digest(digest, expected):
                 found = client
         return None if found is None else Caller(found, token)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 
 from llmproxy import demo
-from llmproxy.config import BaseURL, Client, Config, Upstream
-from llmproxy.service import ProxyService
+from llmproxy.config import Client, Config, Upstream
+from llmproxy.service import DRAIN, ProxyService
+from llmproxy.values import BaseURL
 
 TOKEN = "llmproxy-demo-token"
 _LOOPBACK = "127.0.0.1"
@@ -36,30 +37,38 @@ class DemoService(ProxyService):
     :param announce: takes the text for the newcomer.
     """
 
-    def __init__(self, reactor: Any, listen: Sequence[str], announce: Callable[[str], None] = _print) -> None:
-        super().__init__(reactor, listen, self._configure)
+    def __init__(
+        self,
+        reactor: Any,
+        listen: Sequence[str],
+        drain: float = DRAIN,
+        announce: Callable[[str], None] = _print,
+    ) -> None:
+        super().__init__(reactor, listen, self._configure, drain)
         self._announce = announce
         self._upstream: IListeningPort | None = None
 
     def startService(self) -> None:
         """Start, and show the token and two commands to paste."""
         super().startService()
-        addresses = [port.getHost() for port in self._ports]
-        port = next((address.port for address in addresses if isinstance(address, IPv4Address)), None)
-        if port is not None:
-            self._announce(_welcome(f"http://{_LOOPBACK}:{port}"))
+        for port in self._ports:
+            address = port.getHost()
+            if isinstance(address, (IPv4Address, IPv6Address)):
+                self._announce(_welcome(f"http://{_reachable(address)}"))
+                return
 
-    def stopService(self) -> Deferred[object]:
-        """Stop the proxy and the upstream behind it."""
-        stopping = [super().stopService()]
+    @inlineCallbacks
+    def stopService(self) -> Generator[Deferred[Any], Any, None]:
+        """Stop the proxy, and then the upstream behind it."""
+        yield super().stopService()
         if self._upstream is not None:
-            stopping.append(maybeDeferred(self._upstream.stopListening))
-        return gatherResults(stopping)
+            yield maybeDeferred(self._upstream.stopListening)
 
     def _configure(self) -> Config:
         if self._upstream is None:
             self._upstream = self._reactor.listenTCP(0, demo.site(self._reactor), interface=_LOOPBACK)
-        port = self._upstream.getHost().port
+        address: Any = self._upstream.getHost()
+        port = address.port
         openai = BaseURL("http", _LOOPBACK, port, "/openai")
         anthropic = BaseURL("http", _LOOPBACK, port, "/anthropic")
         return Config(
@@ -69,6 +78,13 @@ class DemoService(ProxyService):
             ),
             clients=(Client("demo", TOKEN.encode("ascii")),),
         )
+
+
+def _reachable(address: IPv4Address | IPv6Address) -> str:
+    """Where a listener is reached from this machine, as it stands in a URL."""
+    if isinstance(address, IPv6Address):
+        return f"[{'::1' if address.host == '::' else address.host}]:{address.port}"
+    return f"{_LOOPBACK if address.host == '0.0.0.0' else address.host}:{address.port}"
 
 
 def _welcome(url: str) -> str:

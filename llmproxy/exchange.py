@@ -57,6 +57,7 @@ class AccessLog:
     _log = Logger()
 
     def __call__(self, exchange: Exchange) -> None:
+        """Write the line."""
         self._log.info(
             "{client} {method} {path} -> {upstream} {status}, {sent} bytes in {duration:.3f} s, {ending}",
             client=exchange.client,

@@ -11,6 +11,7 @@ import re
 from twisted.web.http_headers import Headers
 
 from llmproxy.config import Upstream
+from llmproxy.http.fields import Fields, Pair
 
 # RFC 9110 section 7.6.1 and, for the Proxy-* three, sections 11.7 and 7.6.1's note on RFC 2068. Trailer announces fields of the
 # chunked coding, which is decoded here and encoded anew.
@@ -34,26 +35,33 @@ _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 _REWRITTEN = frozenset({b"host", b"content-length"})
 
 
-def strip_hop_by_hop(headers: Headers) -> Headers:
+def strip_hop_by_hop(headers: Headers) -> Fields:
     """Copy the end-to-end headers of a message, without hop-by-hop headers and those that ``Connection`` names."""
     return _without(headers, _HOP_BY_HOP | _named_in_connection(headers))
 
 
-def seal(headers: Headers, upstream: Upstream, local_token: bytes) -> Headers:
+def seal(headers: Headers, upstream: Upstream, local_token: bytes) -> Fields:
     """Make the headers of a request to an upstream from those of the client's request.
 
     :param headers: as the client sent them.
     :param local_token: the token that the client presented. A header value that holds it as a word of its own, under whatever
         name, is left out: it opens this proxy, and no upstream may learn it.
     """
-    sealed = _without(headers, _HOP_BY_HOP | _CREDENTIALS | _REWRITTEN | _named_in_connection(headers))
-    _forget(sealed, local_token)
+    kept = _without(headers, _HOP_BY_HOP | _CREDENTIALS | _REWRITTEN | _named_in_connection(headers))
+    sealed = Fields([(b"Host", upstream.base_url.netloc), *_without_word(kept, local_token)])
     for name, value in upstream.default_headers:
         if not sealed.hasHeader(name):
-            sealed.setRawHeaders(name, [value])
-    sealed.setRawHeaders(b"Host", [upstream.base_url.netloc])
-    sealed.setRawHeaders(*upstream.credential_header())
+            sealed.addRawHeader(name, value)
+    sealed.addRawHeader(*upstream.credential_header())
+    if wants_websocket(headers):
+        offer_websocket(sealed)
     return sealed
+
+
+def offer_websocket(headers: Fields) -> None:
+    """Add the two hop-by-hop headers that a WebSocket handshake and its answer need on every hop (RFC 6455 section 4)."""
+    headers.addRawHeader(b"Connection", b"Upgrade")
+    headers.addRawHeader(b"Upgrade", b"websocket")
 
 
 def wants_websocket(headers: Headers) -> bool:
@@ -70,21 +78,28 @@ def _named_in_connection(headers: Headers) -> frozenset[bytes]:
     return frozenset(name.strip().lower() for value in values for name in value.split(b","))
 
 
-def _without(headers: Headers, names: frozenset[bytes]) -> Headers:
-    kept = Headers()
-    for name, values in headers.getAllRawHeaders():
-        if name.lower() not in names:
-            kept.setRawHeaders(name, values)
-    return kept
+def _without(headers: Headers, names: frozenset[bytes]) -> Fields:
+    return Fields(
+        (name, value)
+        for name, values in headers.getAllRawHeaders()
+        if name.lower() not in names
+        for value in values
+    )
 
 
-def _forget(headers: Headers, token: bytes) -> None:
-    """Take out the header values that hold a token, as a word: a short token must not take out innocent ones."""
+def _without_word(fields: Fields, token: bytes) -> list[Pair]:
+    """The fields whose values do not hold a token as a word: a short token must not take out innocent ones."""
+    if not any(
+        token in value for _, value in fields.pairs
+    ):  # a plain search first: nearly always, there is nothing to find
+        return fields.pairs
     word = re.compile(rb"(?<![A-Za-z0-9_-])" + re.escape(token) + rb"(?![A-Za-z0-9_-])")
-    for name, values in list(headers.getAllRawHeaders()):
-        if any(token in value for value in values):  # a plain search first: nearly always, there is nothing to find
-            kept = [value for value in values if not word.search(value)]
-            if kept:
-                headers.setRawHeaders(name, kept)
-            else:
-                headers.removeHeader(name)
+    pairs = []
+    for name, value in fields.pairs:
+        if not word.search(value):
+            pairs.append((name, value))
+        elif name.lower() == b"sec-websocket-protocol":
+            # A browser can put its token nowhere else. The other protocols stay: the server must choose one of them.
+            offered = [item.strip() for item in value.split(b",")]
+            pairs.append((name, b", ".join(item for item in offered if not word.search(item))))
+    return pairs

@@ -8,23 +8,26 @@ is decided by :mod:`llmproxy.site`; which headers pass, by :mod:`llmproxy.header
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from llmproxy import errors, headers
+from llmproxy import errors, faults, headers
 from llmproxy.config import Timeouts, Upstream
 from llmproxy.credentials import Caller, Credentials
 from llmproxy.exchange import Ending, Exchange, Observer
+from llmproxy.http.fields import Fields
 from llmproxy.http.interfaces import IAbortableResponse, IStreamedRequest
 from llmproxy.idle import IdleTimer
 from llmproxy.relay import Relay
 from llmproxy.transparent import TransparentClient
+from llmproxy.tunnel import Tunnel
 
 
 @attrs.frozen
@@ -62,13 +65,15 @@ class ProxyResource(Resource):
         rest = request.uri[len(self._prefix) :]
         caller = self._gateway.credentials.authorize(request.requestHeaders)
         if not rest.startswith(b"/"):
-            errors.answer(request, errors.NOT_FOUND, f"Nothing is here; the API begins at /{self._upstream.name}/.")
+            errors.answer(
+                request, errors.NOT_FOUND, f"Nothing is here; the API begins at /{self._upstream.name}/."
+            )
         elif caller is None:
             errors.answer(request, errors.UNAUTHORIZED)
-        elif headers.wants_websocket(request.requestHeaders):
-            errors.answer(request, errors.UPGRADE_REQUIRED, "WebSockets are not tunnelled here; use HTTP requests.")
         else:
-            _Forwarding(self._gateway, self._upstream, request, caller).start(self._upstream.base_url.join(rest))
+            _Forwarding(self._gateway, self._upstream, request, caller).start(
+                self._upstream.base_url.join(rest)
+            )
         return NOT_DONE_YET
 
 
@@ -77,15 +82,18 @@ class _Forwarding:
 
     _log = Logger()
 
-    def __init__(self, gateway: Gateway, upstream: Upstream, request: IStreamedRequest, caller: Caller) -> None:
+    def __init__(self, gateway: Gateway, upstream: Upstream, request: Any, caller: Caller) -> None:
         self._gateway = gateway
         self._upstream = upstream
         self._request = request
         self._caller = caller
-        self._relay: Relay | None = None
+        self._answer: Deferred[None] | None = None
+        self._response: IAbortableResponse | None = None
+        self._passage: Relay | Tunnel | None = None
+        self._begun = False  # the client has the head of a response
         self._gave_up = False
-        self._answer: Deferred[None]
-        self._patience = IdleTimer(gateway.clock, gateway.timeouts.first_byte, self._give_up)
+        self._uploaded = 0
+        self._patience = IdleTimer(gateway.clock, gateway.timeouts.first_byte, self._no_answer_yet)
         self._exchange = Exchange(
             client=caller.client.name,
             upstream=upstream.name,
@@ -98,24 +106,43 @@ class _Forwarding:
         """Send the request on; everything after this is a reaction to the upstream, the client or the clock."""
         self._request.notifyFinish().addErrback(self._client_left)
         self._patience.start()
-        sealed = headers.seal(self._request.requestHeaders, self._upstream, self._caller.token)
-        answered = self._gateway.client.request(self._request.method, url, sealed, self._request.body)
-        self._answer = answered.addCallbacks(self._answered, self._not_answered)
-        self._answer.addErrback(self._broken)
+        answer: Deferred[Any] = maybeDeferred(self._send, url)
+        self._answer = answer
+        self._answer.addCallbacks(self._answered, self._not_answered).addErrback(self._broken)
+
+    def _send(self, url: bytes) -> Deferred[Any]:
+        request = self._request
+        sealed = headers.seal(request.requestHeaders, self._upstream, self._caller.token)
+        return self._gateway.client.request(request.method, url, sealed, request.body, self._interim_answered)
+
+    def _interim_answered(self, code: int, phrase: bytes, fields: Fields) -> None:
+        self._request.writeInformational(code, phrase, headers.strip_hop_by_hop(fields))
 
     def _answered(self, response: IAbortableResponse) -> None:
         """The response's headers are here: write them at once, and let the body follow as it comes."""
         self._patience.stop()
+        self._response = response
         self._exchange.first_byte = self._elapsed()
         self._exchange.status = response.code
         request = self._request
         request.setResponseCode(response.code, response.phrase)
-        for name, values in headers.strip_hop_by_hop(response.headers).getAllRawHeaders():
-            request.responseHeaders.setRawHeaders(name, values)
+        request.responseHeaders = headers.strip_hop_by_hop(response.headers)
+        if response.code == 101:
+            self._join(response)
+            return
+        self._begun = True
         request.write(b"")
-        timeouts = self._gateway.timeouts
-        self._relay = Relay(request, response, self._gateway.clock, timeouts.idle, self._over)
-        response.deliverBody(self._relay)
+        idle = self._gateway.timeouts.idle
+        relay = self._passage = Relay(request, response, self._gateway.clock, idle, self._over)
+        response.deliverBody(relay)
+
+    def _join(self, response: IAbortableResponse) -> None:
+        """Both sides agreed to speak WebSocket: from here on, bytes pass as they come."""
+        tunnel = self._passage = Tunnel(lambda: self._over(Ending.COMPLETED))
+        headers.offer_websocket(self._request.responseHeaders)
+        self._begun = True
+        self._request.switchProtocols(tunnel.client)
+        response.switchProtocols(tunnel.upstream)
 
     def _not_answered(self, failure: Failure) -> None:
         """No headers came, and none will: say why, unless nobody is left to be told."""
@@ -123,9 +150,9 @@ class _Forwarding:
         if self._exchange.ending is Ending.CLIENT_LEFT:
             return
         if self._gave_up:
-            problem, message = errors.silent(self._upstream, self._gateway.timeouts.first_byte)
+            problem, message = faults.silent(self._upstream, self._gateway.timeouts.first_byte)
             ending = Ending.UPSTREAM_SILENT
-        elif (explained := errors.explain(self._upstream, failure)) is not None:
+        elif (explained := faults.explain(self._upstream, failure)) is not None:
             problem, message = explained
             ending = Ending.UPSTREAM_FAILED
         else:
@@ -135,28 +162,42 @@ class _Forwarding:
         errors.answer(self._request, problem, message)
         self._over(ending)
 
-    def _give_up(self) -> None:
-        """The upstream has kept silent for too long."""
+    def _no_answer_yet(self) -> None:
+        """Give the upstream up, unless the time went into an upload that it still takes."""
+        body = self._request.body
+        if body is not None and body.received != self._uploaded:
+            self._uploaded = body.received
+            self._patience.start()
+            return
         self._gave_up = True
-        self._answer.cancel()
+        self._drop()
 
     def _client_left(self, reason: Failure) -> None:
         """Drop the upstream's side in this same turn: nobody is left to read, or to pay for, its answer."""
-        if self._relay is not None:
-            self._relay.stopProducing()
+        if isinstance(self._passage, Relay):
+            self._passage.stopProducing()
         elif self._exchange.ending is None:
             self._over(Ending.CLIENT_LEFT)
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._answer is not None:
             self._answer.cancel()
 
     def _broken(self, failure: Failure) -> None:
         """Something in this program failed: the one case that is not the upstream's or the client's doing."""
         self._patience.stop()
-        self._log.failure("A request to {upstream} failed within the proxy", failure, upstream=self._upstream.name)
-        if self._exchange.status is None:
-            self._exchange.status = errors.INTERNAL_ERROR.status
-            errors.answer(self._request, errors.INTERNAL_ERROR, errors.SEE_LOG)
-        else:
+        self._log.failure(
+            "A request to {upstream} failed within the proxy", failure, upstream=self._upstream.name
+        )
+        if self._response is not None:
+            self._response.abort()
+        if self._begun:
             self._request.transport.abortConnection()
+        else:
+            self._exchange.status = errors.INTERNAL_ERROR.status
+            self._request.responseHeaders = Fields()
+            errors.answer(self._request, errors.INTERNAL_ERROR, errors.SEE_LOG)
         self._over(Ending.PROXY_FAILED)
 
     def _over(self, ending: Ending) -> None:
@@ -165,8 +206,8 @@ class _Forwarding:
             return
         exchange.ending = ending
         exchange.duration = self._elapsed()
-        if self._relay is not None:
-            exchange.sent = self._relay.sent
+        if self._passage is not None:
+            exchange.sent = self._passage.sent
         for observer in self._gateway.observers:
             with self._log.failuresHandled("An observer of exchanges failed"):
                 observer(exchange)

@@ -7,12 +7,12 @@ did not end is never ended for the client either: it sees a truncated response.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import PotentialDataLoss, ResponseDone
-from twisted.web.iweb import IRequest
 from zope.interface import implementer
 
 from llmproxy.exchange import Ending
@@ -24,16 +24,18 @@ from llmproxy.idle import IdleTimer
 class Relay(Protocol):
     """The protocol that a response's body is delivered to, and the producer that the client's connection drives.
 
-    :param request: the client's; its response's headers have been written.
+    :param request: the client's, an ``IStreamedRequest``; its response's headers have been written.
     :param idle_timeout: seconds of silence after which the upstream is given up. The time in which the client itself makes us
         wait does not count.
     :param over: called once, with the ending, when nothing more will be written.
     :ivar sent: bytes of the body written so far.
     """
 
+    transport: Any
+
     def __init__(
         self,
-        request: IRequest,
+        request: Any,
         response: IAbortableResponse,
         clock: IReactorTime,
         idle_timeout: float,
@@ -64,6 +66,7 @@ class Relay(Protocol):
         # PotentialDataLoss: a body without a length, which the close of the connection ended (RFC 9112 section 6.3, rule 8).
         if reason.check(ResponseDone, PotentialDataLoss):
             self._request.unregisterProducer()
+            self._request.responseTrailers = self._response.trailers
             self._request.finish()
             self._end(Ending.COMPLETED)
         else:
@@ -100,7 +103,9 @@ class Relay(Protocol):
     def _truncate(self) -> None:
         """Close the client's connection so that it can tell that the response is not whole."""
         self._request.unregisterProducer()
-        if self._request.clientproto == b"HTTP/1.1" or self._request.responseHeaders.hasHeader(b"content-length"):
+        if self._request.clientproto == b"HTTP/1.1" or self._request.responseHeaders.hasHeader(
+            b"content-length"
+        ):
             # The missing last chunk, or the missing bytes, tell; all that did come is still delivered.
             self._request.loseConnection()
         else:

@@ -6,13 +6,16 @@ configuration again: requests in flight end under the old one, new ones see the 
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
@@ -23,10 +26,13 @@ from llmproxy.config import Config, ConfigError
 from llmproxy.credentials import Credentials
 from llmproxy.exchange import AccessLog
 from llmproxy.http.client import PooledAgent
+from llmproxy.http.native import native
 from llmproxy.http.server import Site
 from llmproxy.proxy import Gateway
 from llmproxy.site import Root, build
 from llmproxy.transparent import TransparentClient
+
+DRAIN = 30.0  # seconds
 
 
 class CannotListen(SystemExit, Exception):
@@ -43,15 +49,19 @@ class ProxyService(Service):
     :param reactor: carries everything; it is given, never imported.
     :param listen: Twisted endpoint descriptions, for example ``tcp:33000``.
     :param load: reads the configuration; raises :class:`~llmproxy.config.ConfigError` where it is wrong.
+    :param drain: seconds that requests in flight have to end when the service stops.
     """
 
     name = "llmproxy"
     _log = Logger()
 
-    def __init__(self, reactor: Any, listen: Sequence[str], load: Callable[[], Config]) -> None:
+    def __init__(
+        self, reactor: Any, listen: Sequence[str], load: Callable[[], Config], drain: float = DRAIN
+    ) -> None:
         self._reactor = reactor
         self._listen = listen
         self._load = load
+        self._drain = drain
         self._ports: list[IListeningPort] = []
         self._agent: PooledAgent | None = None
         self._site: Site
@@ -62,8 +72,9 @@ class ProxyService(Service):
         :raise CannotListen: naming the listener and the reason.
         """
         super().privilegedStartService()
+        _raise_descriptor_limit()
         self._config = self._load()
-        self._site = Site(self._tree(), self._reactor)
+        self._site = Site(self._tree(), self._reactor, self._config.downstream)
         for description in self._listen:
             self._ports.append(self._bind(description))
 
@@ -82,24 +93,34 @@ class ProxyService(Service):
         self._warn()
         self._reactor.callWhenRunning(self._take_signals)
 
-    def stopService(self) -> Deferred[object]:
-        """Close the listeners and the idle connections to upstreams; what is in flight ends with the reactor."""
-        closing = [maybeDeferred(port.stopListening) for port in self._ports]
-        self._ports = []
-        if self._agent is not None:
-            closing.append(self._agent.close())
+    @inlineCallbacks
+    def stopService(self) -> Generator[Deferred[Any], Any, None]:
+        """Close the listeners, let what is in flight end, up to a deadline, and abort what is left then."""
         super().stopService()
-        return gatherResults(closing)
+        ports, self._ports = self._ports, []
+        for port in ports:
+            yield maybeDeferred(port.stopListening)
+        if ports:
+            drained = self._site.drain()
+            deadline = self._reactor.callLater(self._drain, self._out_of_time)
+            yield drained
+            if deadline.active():
+                deadline.cancel()
+        if self._agent is not None:
+            self._agent.close()
 
     def reload(self) -> None:
         """Read the configuration again and serve new requests by it; where it is wrong, log why and keep the old one."""
         try:
             config = self._load()
         except ConfigError as error:
-            self._log.error("Nothing was reloaded, the old configuration stays. {problems}", problems=str(error))
+            self._log.error(
+                "Nothing was reloaded, the old configuration stays. {problems}", problems=str(error)
+            )
             return
         self._config = config
         self._site.resource = self._tree()
+        self._site.limits = config.downstream
         self._log.info("Reloaded the configuration")
         self._warn()
 
@@ -107,26 +128,41 @@ class ProxyService(Service):
         """The Resource tree for the present configuration, over connections of its own."""
         if self._agent is not None:
             self._agent.close()
-        self._agent = PooledAgent(self._reactor, self._config.timeouts.connect)
+        config = self._config
+        ca_files = {
+            upstream.base_url.host: upstream.ca_file for upstream in config.upstreams if upstream.ca_file
+        }
+        self._agent = PooledAgent(self._reactor, config.upstream, ca_files, config.proxy_for)
         gateway = Gateway(
-            credentials=Credentials(self._config.clients),
+            credentials=Credentials(config.clients),
             client=TransparentClient(self._agent, self._reactor),
             clock=self._reactor,
-            timeouts=self._config.timeouts,
+            timeouts=config.timeouts,
             observers=[AccessLog()],
         )
-        return build(self._config, gateway)
+        return build(config, gateway)
 
     def _bind(self, description: str) -> IListeningPort:
         bound: list[IListeningPort] = []
         failed: list[Failure] = []
         # Every endpoint that serverFromString knows binds at once; the Deferred is there for others that might not.
-        serverFromString(self._reactor, description).listen(self._site).addCallbacks(bound.append, failed.append)
+        endpoint = serverFromString(native(self._reactor), description)
+        endpoint.listen(self._site).addCallbacks(bound.append, failed.append)
         if failed:
             reason = getattr(failed[0].value, "socketError", None) or failed[0].value
             # The reason first: of a daemon's failure to start, twistd shows its caller only the first 100 bytes.
-            raise CannotListen(f"{getattr(reason, 'strerror', None) or reason}: llmproxy cannot listen on {description}")
+            raise CannotListen(
+                f"{getattr(reason, 'strerror', None) or reason}: llmproxy cannot listen on {description}"
+            )
         return bound[0]
+
+    def _out_of_time(self) -> None:
+        self._log.warn(
+            "{count} connections were still in use after {seconds} s",
+            count=self._site.open,
+            seconds=self._drain,
+        )
+        self._site.abort()
 
     def _warn(self) -> None:
         for warning in self._config.warnings():
@@ -134,8 +170,21 @@ class ProxyService(Service):
 
     def _take_signals(self) -> None:
         # The reactor's own handler for SIGTERM makes twistd die of the signal; a daemon that was asked to stop ends with 0.
-        signal.signal(signal.SIGTERM, lambda *_: self._reactor.callFromThread(self._reactor.stop))
+        signal.signal(signal.SIGTERM, lambda *_: self._reactor.callFromThread(self._stop))
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
+
+    def _stop(self) -> None:
+        if self._reactor.running:
+            self._reactor.stop()
+
+
+def _raise_descriptor_limit() -> None:
+    """Let the process have as many connections as it may: each exchange takes two descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # Some systems refuse a soft limit of "unlimited" though the hard one says so.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _describe(address: object) -> str:
@@ -144,5 +193,5 @@ def _describe(address: object) -> str:
     if isinstance(address, IPv4Address):
         return f"{address.host}:{address.port}"
     if isinstance(address, UNIXAddress):
-        return f"unix:{address.name!s}"
+        return f"unix:{os.fsdecode(address.name or b'')}"
     return str(address)

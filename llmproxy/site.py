@@ -73,5 +73,7 @@ class Health(Resource):
 
 def build(config: Config, gateway: Gateway) -> Root:
     """Make the tree that a Config describes."""
-    upstreams: dict[str, IResource] = {upstream.name: ProxyResource(gateway, upstream) for upstream in config.upstreams}
+    upstreams: dict[str, IResource] = {
+        upstream.name: ProxyResource(gateway, upstream) for upstream in config.upstreams
+    }
     return Root({**upstreams, "healthz": Health()})

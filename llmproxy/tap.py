@@ -11,10 +11,13 @@ from twisted.application.service import IService
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
-from llmproxy import __version__, config
+from llmproxy import __version__, config, values
+from llmproxy.http import reactor as engine_reactor
+
+DRAIN = 30.0  # seconds
 
 
-class Options(usage.Options):  # type: ignore[misc]
+class Options(usage.Options):
     """The command line; everything else is set in the environment."""
 
     synopsis = "[options]"
@@ -27,19 +30,24 @@ class Options(usage.Options):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.listen: list[str] = []
+        self.drain = DRAIN
         self.load: Callable[[], config.Config]
 
     def opt_port(self, port: str) -> None:
-        """Where to listen: a number, for all interfaces, or a Twisted endpoint (tcp:33000:interface=127.0.0.1).
-
-        May be given again. [default: PORT, else 33000]
-        """
+        """Where to listen: a number, for all interfaces, or a Twisted endpoint. May be given again. [default: 33000]."""
         try:
             self.listen.append(_endpoint(port))
         except ValueError as problem:
             raise usage.UsageError(f"--port {problem}") from None
 
     opt_p = opt_port
+
+    def opt_drain(self, seconds: str) -> None:
+        """Seconds that requests in flight have to end when the proxy is stopped. [default: 30]."""
+        try:
+            self.drain = values.parse_seconds(seconds)
+        except ValueError as problem:
+            raise usage.UsageError(f"--drain {problem}") from None
 
     def opt_version(self) -> None:
         """Print the version of llmproxy, and exit."""
@@ -54,24 +62,27 @@ class Options(usage.Options):  # type: ignore[misc]
         except config.ConfigError as error:
             raise usage.UsageError(str(error)) from None
         self.listen = self.listen or [f"tcp:{port}"]
+        engine_reactor.install()
 
 
 def makeService(options: Options) -> IService:
     """Make the service that the options ask for."""
-    # Not before now: importing the reactor installs one, and twistd may yet be told which.
+    # Not before now: importing the reactor installs one, and it should be ours.
     from twisted.internet import reactor
 
     from llmproxy.demo_service import DemoService
     from llmproxy.service import ProxyService
 
     made: Any = reactor
-    return DemoService(made, options.listen) if options["demo"] else ProxyService(made, options.listen, options.load)
+    if options["demo"]:
+        return DemoService(made, options.listen, options.drain)
+    return ProxyService(made, options.listen, options.load, options.drain)
 
 
 def _endpoint(port: str) -> str:
     """The endpoint description for a value of --port."""
     if ":" not in port:
-        return f"tcp:{config.parse_port(port)}"
+        return f"tcp:{values.parse_port(port)}"
     try:
         serverFromString(None, port)  # parses, and reads the certificates of ssl:, without binding
     except Exception as error:

@@ -16,6 +16,8 @@ import attrs
 # grammar are not enforced beyond that: clients do send `[`, `|` or `"` in queries, and upstreams accept them.
 _FOREIGN = re.compile(rb"[^\x21-\x7e]|#")
 _PREFIX = re.compile(rb"/([^/?]*)")
+_SEGMENT_END = re.compile(rb"[;?#]")
+_DECODINGS = 4  # more are no mistake of a client's, and would cost time
 # Only a path that holds one of these can hide a dot segment; all others skip the slow look.
 _SUSPICIOUS = re.compile(rb"[%\\]|/\.")
 
@@ -46,7 +48,9 @@ def split(raw: bytes) -> Target:
     if prefix is None:
         raise RefusedTarget("The request target must be a path that starts with '/'.")
     if _FOREIGN.search(raw):
-        raise RefusedTarget("The request target holds a '#' or a byte outside visible ASCII; percent-encode it.")
+        raise RefusedTarget(
+            "The request target holds a '#' or a byte outside visible ASCII; percent-encode it."
+        )
     if b"%" in prefix[1]:
         raise RefusedTarget("The first path segment must be spelled without percent-encoding.")
     path = raw.partition(b"?")[0]
@@ -61,13 +65,17 @@ def _refuse_ambiguous(path: bytes) -> None:
     if b"\\" in decoded:
         raise RefusedTarget("The path holds a backslash, plain or percent-encoded.")
     for segment in decoded.split(b"/"):
-        # Servers that know path parameters drop `;x` before they resolve dots, so `..;x` climbs too.
-        if segment.partition(b";")[0] in (b".", b".."):
+        # Servers that know path parameters drop `;x` before they resolve dots, so `..;x` climbs too; one that decodes before it
+        # parses sees a query or fragment in `..%3Fx` or `..%23x`.
+        if _SEGMENT_END.split(segment, maxsplit=1)[0] in (b".", b".."):
             raise RefusedTarget("The path holds a dot segment ('.' or '..'), plain or percent-encoded.")
 
 
 def _decode_fully(path: bytes) -> bytes:
     """Percent-decode until nothing changes, so that ``%252e`` is seen for what a server that decodes twice makes of it."""
-    while (decoded := unquote_to_bytes(path)) != path:
+    for _ in range(_DECODINGS):
+        decoded = unquote_to_bytes(path)
+        if decoded == path:
+            return path
         path = decoded
-    return path
+    raise RefusedTarget("The path is percent-encoded several times over.")

@@ -26,6 +26,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from llmproxy.http.fields import Fields, Informational, OutgoingFields
 from llmproxy.http.interfaces import IAbortableResponse
 
 
@@ -39,19 +40,27 @@ class TransparentClient:
     def __init__(self, agent: IAgent, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self._cookies = _NoCookies()
-        self._treq = HTTPClient(_UnveilingAgent(agent), self._cookies, data_to_body_producer=lambda body: body)
+        self._treq = HTTPClient(
+            _UnveilingAgent(agent), self._cookies, data_to_body_producer=lambda body: body
+        )
 
     def request(
-        self, method: bytes, url: bytes, headers: Headers, body: IBodyProducer | None
+        self,
+        method: bytes,
+        url: bytes,
+        headers: Fields,
+        body: IBodyProducer | None,
+        informational: Informational | None = None,
     ) -> Deferred[IAbortableResponse]:
         """Send one request.
 
         :param url: the absolute URL; the bytes from its path on are the request target.
+        :param informational: called with status, reason phrase and fields of each interim response.
         :return: fires with the response as soon as its headers are there, or fails as the agent does. Cancelling it drops the
             request.
         """
-        sealed = _Sealed(method, url, headers)
-        answered = self._treq.request(
+        sealed = _Sealed(method, url, OutgoingFields(headers.pairs, informational))
+        answered: Deferred[Any] = self._treq.request(
             "GET",  # the sealed one counts: treq would upper-case it (RFC 9110 section 9.1: methods are case-sensitive)
             _ExactURL(url),
             headers=sealed,
@@ -133,8 +142,12 @@ class _UnveilingAgent:
     _agent: IAgent
 
     def request(
-        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
         sealed = cast(_Sealed, headers)
-        answered = self._agent.request(sealed.method, sealed.url, sealed.headers, bodyProducer)
+        answered: Deferred[Any] = self._agent.request(sealed.method, sealed.url, sealed.headers, bodyProducer)
         return answered.addCallback(_Veil)

@@ -1,29 +1,50 @@
 """The two seams, as far as they go beyond Twisted's own ``IRequest`` and ``IResponse``.
 
-Twisted's interfaces are made for applications; a proxy needs one thing more on each side: the request's body as a producer,
-and a way to drop a response that nobody waits for any more.
+Twisted's interfaces are made for applications. A proxy needs a little more on each side: the request's body as a producer, a
+way to drop a response that nobody waits for any more, and what HTTP/1.1 can say besides headers and a body.
 """
 
 from __future__ import annotations
 
+from twisted.internet.interfaces import IProtocol
+from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IRequest, IResponse
 from zope.interface import Attribute
 
 
 class IStreamedRequest(IRequest):
-    """A request whose body can be handed on as it is."""
+    """A request that is rendered at the end of its headers, and whose body follows as a stream."""
 
     body: IBodyProducer | None = Attribute(
-        "The body as an IBodyProducer, its length in bytes or UNKNOWN_LENGTH where the client sent it chunked; None where the "
-        "client sent no body at all, which differs from an empty one."
+        """The body as an IBodyProducer, its length in bytes or UNKNOWN_LENGTH where the client sends it chunked; None where the
+        client sends no body at all, which differs from an empty one. It counts the bytes that came as `received`, and may have
+        `trailers` when it is done."""
     )
+    responseTrailers: Headers | None = Attribute(
+        "Fields to send after a chunked response (RFC 9110 section 6.5); to be set before `finish`."
+    )
+
+    def switchProtocols(protocol: IProtocol) -> None:
+        """Send the response's headers, which say 101, and hand the connection over (RFC 9110 section 15.2.2).
+
+        The protocol gets the transport, and whatever the client sent ahead of the answer.
+        """
+
+    def writeInformational(code: int, phrase: bytes, headers: Headers) -> None:
+        """Send an interim response, such as 103 Early Hints, before the response itself (RFC 9110 section 15.2)."""
 
 
 class IAbortableResponse(IResponse):
     """A response of which all headers are told, and which can be given up.
 
-    ``headers`` holds every header that the upstream sent, ``Content-Length`` and ``Connection`` included.
+    ``headers`` holds every header that the upstream sent, ``Content-Length`` and ``Connection`` included. A pause that the body
+    protocol asks for, even from ``connectionMade``, holds until it resumes.
     """
+
+    trailers: Headers | None = Attribute("Fields that followed a chunked body; known when the body is over.")
+
+    def switchProtocols(protocol: IProtocol) -> None:
+        """Hand the connection of a response with status 101 over, with whatever the upstream sent behind its headers."""
 
     def abort() -> None:
         """Close the connection at once, in this reactor turn, and read nothing more of the body.

@@ -1,74 +1,18 @@
-"""The server side: twisted.web's Site and Request, without what they add of their own.
-
-Stock twisted.web writes ``Server``, ``Date`` and ``Content-Type`` headers that nobody sent, answers failures in HTML, and
-logs full request targets. It holds a request's body whole before it renders; :attr:`Request.body` hands it on from there.
-"""
+"""The server side of the engine: a Site whose connections are our own channels."""
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from collections import Counter
+from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime
-from twisted.python.failure import Failure
+from twisted.internet.interfaces import IAddress
 from twisted.web import server
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from twisted.web.resource import IResource
-from zope.interface import implementer
 
-from llmproxy import errors
-from llmproxy.http.interfaces import IStreamedRequest
-
-# Seconds. The channel counts from the end of a response, also while a slow reader still takes it from our buffers: a shorter
-# limit would cut the end off.
-IDLE_CONNECTION = 600
-_READ_SIZE = 65536  # bytes
-
-
-@implementer(IStreamedRequest)
-class Request(server.Request):
-    """A request that is routed by its raw path and answered with exactly the headers that a resource sets."""
-
-    defaultContentType = None
-
-    @property
-    def body(self) -> IBodyProducer | None:
-        """See :class:`~llmproxy.http.interfaces.IStreamedRequest`."""
-        if self.requestHeaders.hasHeader(b"transfer-encoding"):
-            return _HeldBody(self.content, UNKNOWN_LENGTH)
-        length = self.getHeader(b"content-length")
-        return None if length is None else _HeldBody(self.content, int(length))
-
-    def process(self) -> None:
-        """Find the resource by the raw path segments, undecoded, and render it."""
-        self.site = self.channel.site
-        self.prepath = []
-        self.postpath = self.path[1:].split(b"/")
-        try:
-            self.render(self.site.getResourceFor(self))
-        except Exception:
-            self.processingFailed(Failure())
-
-    def setResponseCode(self, code: int, message: bytes | None = None) -> None:
-        """Set the status and, where one is given, the exact reason phrase, be it empty."""
-        super().setResponseCode(code, message)
-        if message is not None:
-            self.code_message = message
-
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
-        """Register a producer, and pause it at once where an earlier response still fills the connection."""
-        super().registerProducer(producer, streaming)
-        if self.channel._waitingForTransport:
-            producer.pauseProducing()
-
-    def processingFailed(self, reason: Failure) -> Failure:
-        """Log what went wrong in a resource; the client gets a 500, or a truncated response where one has begun."""
-        self._log.failure("A request to {path} failed within the proxy", failure=reason, path=self.path)
-        if self.startedWriting:
-            self.transport.abortConnection()
-        else:
-            errors.answer(self, errors.INTERNAL_ERROR, errors.SEE_LOG)
-        return reason
+from llmproxy.http.channel import Channel
+from llmproxy.http.limits import DownstreamLimits
+from llmproxy.http.request import Request
 
 
 class Site(server.Site):
@@ -76,57 +20,76 @@ class Site(server.Site):
 
     :param resource: the root of the tree.
     :param reactor: for the timeouts of connections.
+    :ivar draining: no further request is taken on connections that are open.
     """
 
+    protocol = Channel  # type: ignore[assignment]
+    requestFactory = Request  # type: ignore[assignment]
     displayTracebacks = False
     noisy = False
 
-    def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
-        super().__init__(
-            resource, requestFactory=Request, parsePOSTFormSubmission=False, timeout=IDLE_CONNECTION, reactor=reactor
-        )
+    def __init__(self, resource: IResource, reactor: Any, limits: DownstreamLimits | None = None) -> None:
+        super().__init__(resource, parsePOSTFormSubmission=False, reactor=reactor)
+        self.limits = limits or DownstreamLimits()
+        self.draining = False
+        self._channels: set[Channel] = set()
+        self._drained: Deferred[None] | None = None
+        self._from: Counter[str] = Counter()
 
-    def log(self, request: server.Request) -> None:
-        """Write nothing: the stock access log holds query strings, and those may hold keys."""
+    def startFactory(self) -> None:
+        """Start no access log: the stock one holds query strings, and those may hold keys."""
+
+    def stopFactory(self) -> None:
+        """See :meth:`startFactory`."""
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Take a connection, unless there are too many, or too many from there."""
+        if len(self._channels) >= self.limits.connections:
+            return None
+        if self._from[_host(addr)] >= self.limits.connections_per_address:
+            return None
+        return super().buildProtocol(addr)
+
+    def opened(self, channel: Channel) -> None:
+        """A connection is there."""
+        self._channels.add(channel)
+        self._from[_host(channel.getPeer())] += 1
+        channel.peer = _host(channel.getPeer())
+
+    def closed(self, channel: Channel) -> None:
+        """A connection is gone."""
+        self._channels.discard(channel)
+        self._from[channel.peer] -= 1
+        if not self._from[channel.peer]:
+            del self._from[channel.peer]
+        self._tell_drained()
+
+    @property
+    def open(self) -> int:
+        """How many connections are open."""
+        return len(self._channels)
+
+    def drain(self) -> Deferred[None]:
+        """Close the idle connections, and the others when their requests are answered; fires when none is left."""
+        self.draining = True
+        for channel in list(self._channels):
+            channel.drain()
+        drained = self._drained = Deferred()
+        self._tell_drained()
+        return drained
+
+    def abort(self) -> None:
+        """Close all connections at once."""
+        for channel in list(self._channels):
+            channel.abortConnection()
+
+    def _tell_drained(self) -> None:
+        drained = self._drained
+        if drained is not None and not self._channels:
+            self._drained = None
+            drained.callback(None)
 
 
-@implementer(IBodyProducer)
-class _HeldBody:
-    """A request body that twisted.web has read whole, produced from its file.
-
-    :param length: in bytes, or UNKNOWN_LENGTH so that a chunked body stays chunked.
-    """
-
-    def __init__(self, content: BinaryIO, length: int) -> None:
-        self._content = content
-        self.length = length
-        self._paused = False
-        self._done: Deferred[None] | None = None
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        done: Deferred[None] = Deferred(lambda _: self.stopProducing())
-        self._consumer = consumer
-        self._done = done
-        self._produce()
-        return done
-
-    def pauseProducing(self) -> None:
-        self._paused = True
-
-    def resumeProducing(self) -> None:
-        self._paused = False
-        self._produce()
-
-    def stopProducing(self) -> None:
-        self._done = None
-
-    def _produce(self) -> None:
-        # The consumer pauses this from within write() when it has enough.
-        while self._done is not None and not self._paused:
-            data = self._content.read(_READ_SIZE)
-            if data:
-                self._consumer.write(data)
-            else:
-                done, self._done = self._done, None
-                done.callback(None)
-
+def _host(address: IAddress) -> str:
+    """What connections are counted by: an IP address; all local sockets are one."""
+    return getattr(address, "host", "")

@@ -1,0 +1,99 @@
+"""A request's body on its way into an upstream's connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IConsumer, IProducer, IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.iweb import IBodyProducer
+from zope.interface import implementer
+
+from llmproxy.http.fields import Fields
+
+
+@implementer(IConsumer)
+class BodyWriter:
+    """Writes a body as it is produced, in the framing that was announced.
+
+    :param failed: called where the body breaks off.
+    :ivar done: all of it was written.
+    """
+
+    def __init__(
+        self, transport: Any, body: IBodyProducer, chunked: bool, failed: Callable[[Failure], None]
+    ) -> None:
+        self._transport = transport
+        self._body = body
+        self._chunked = chunked
+        self._failed = failed
+        self._left = 0 if chunked else body.length
+        self._waiting: Any = None
+        self._started = False
+        self._stopped = False
+        self.done = False
+
+    def wait(self, clock: IReactorTime, seconds: float) -> None:
+        """Start at ``100 Continue``, or after a time: an upstream need not send it (RFC 9110 section 10.1.1)."""
+        self._waiting = clock.callLater(seconds, self.start)
+
+    def start(self) -> None:
+        """Ask for the body and write it as it comes."""
+        self._wait_no_more()
+        if not self._started and not self._stopped:
+            self._started = True
+            self._transport.registerProducer(self._body, True)
+            self._body.startProducing(self).addCallbacks(self._sent, self._broke)
+
+    def answered(self) -> None:
+        """The final response has begun: a body that was not begun is not wanted any more."""
+        if not self._started:
+            self.stop()
+
+    def stop(self) -> None:
+        """Write no more of it."""
+        self._wait_no_more()
+        if not self.done and not self._stopped:
+            self._stopped = True
+            if self._started:
+                self._transport.unregisterProducer()
+            self._body.stopProducing()
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the body."""
+        if self._stopped or not data:
+            return
+        if self._chunked:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._left -= len(data)
+            self._transport.write(data)
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        """The transport has the producer already."""
+
+    def unregisterProducer(self) -> None:
+        """See :meth:`registerProducer`."""
+
+    def _sent(self, _: object) -> None:
+        if self._stopped:
+            return
+        self.done = True
+        self._transport.unregisterProducer()
+        if self._chunked:
+            trailers = getattr(self._body, "trailers", None) or Fields()
+            self._transport.write(
+                b"0\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in trailers.pairs) + b"\r\n"
+            )
+
+    def _broke(self, failure: Failure) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self._transport.unregisterProducer()
+            self._failed(failure)
+
+    def _wait_no_more(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and waiting.active():
+            waiting.cancel()

@@ -1,0 +1,171 @@
+"""A request that was received, and the writing of its response: what lies beneath ``IRequest``.
+
+It is a ``twisted.web.server.Request``, so that any Resource can render it, but routes by the raw path, invents no header, and
+frames its response by itself: a length stays a length, all else is chunked, and for HTTP/1.0 ends with the connection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IProtocol, IPushProducer
+from twisted.python.failure import Failure
+from twisted.web import server
+from twisted.web.http import parse_qs
+from twisted.web.http_headers import Headers
+from zope.interface import implementer
+
+from llmproxy import errors
+from llmproxy.http.body import RequestBody
+from llmproxy.http.fields import Fields, Pair, pairs_of
+from llmproxy.http.interfaces import IStreamedRequest
+
+if TYPE_CHECKING:
+    from llmproxy.http.channel import Channel
+
+_BODILESS = (204, 304)  # RFC 9110 sections 15.3.5 and 15.4.5
+
+
+@implementer(IStreamedRequest)
+class Request(server.Request):
+    """One request on a client's connection.
+
+    :ivar keep_alive: the client wants the connection to stay open afterwards.
+    """
+
+    channel: Channel  # type: ignore[assignment]
+    transport: Any
+    requestHeaders: Fields
+    body: RequestBody | None = None
+    responseTrailers: Fields | None = None
+    keep_alive = True
+    _bodiless = False
+    _left: int | None = None
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self.responseHeaders = Fields()
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method.decode('latin-1')} {self.path!r}>"
+
+    @property  # twisted.web parses the query of every request; here, who wants it parsed asks
+    def args(self) -> dict[bytes, list[bytes]]:
+        """The arguments of the query."""
+        parsed: dict[bytes, list[bytes]] = parse_qs(self.uri.partition(b"?")[2], keep_blank_values=True)
+        return parsed
+
+    @args.setter
+    def args(self, value: object) -> None:
+        """Twisted's own initialization ends here."""
+
+    def process(self) -> None:
+        """Find the resource by the raw path segments, undecoded, and render it."""
+        self.site = self.channel.site
+        self.prepath = []
+        self.postpath = self.path[1:].split(b"/")
+        try:
+            self.render(self.site.getResourceFor(self))
+        except Exception:
+            self.processingFailed(Failure())
+
+    def processingFailed(self, reason: Failure) -> Failure:
+        """Log what went wrong in a resource; the client gets a 500, or a truncated response where one has begun."""
+        self._log.failure("A request to {path} failed within the proxy", failure=reason, path=self.path)
+        if self.startedWriting:
+            self.transport.abortConnection()
+        else:
+            errors.answer(self, errors.INTERNAL_ERROR, errors.SEE_LOG)
+        return reason
+
+    # The response
+
+    def writeInformational(self, code: int, phrase: bytes, headers: Headers) -> None:
+        """See :class:`~llmproxy.http.interfaces.IStreamedRequest`. HTTP/1.0 knows no interim responses."""
+        if not self.startedWriting and not self._disconnected and self.clientproto == b"HTTP/1.1":
+            self.channel.write(_head(code, phrase, pairs_of(headers)))
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the body; the first call, with any data or none, writes the status and headers."""
+        if self.finished:
+            raise RuntimeError("Request.write called on a request after Request.finish was called.")
+        if self._disconnected:
+            return
+        if not self.startedWriting:
+            self.startedWriting = 1
+            self._begin()
+        if not data or self._bodiless:
+            return
+        self.sentLength += len(data)
+        if self.chunked:
+            self.channel.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self.channel.write(data)
+
+    def finish(self) -> None:
+        """End the response. One that is shorter than its announced length is truncated, and looks so."""
+        if self._disconnected:
+            raise RuntimeError("Request.finish called on a request after its connection was lost")
+        if self.finished:
+            return
+        self.write(b"")
+        if self.chunked:
+            trailers = () if self.responseTrailers is None else self.responseTrailers.pairs
+            self.channel.write(b"0\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in trailers) + b"\r\n")
+        self.finished = 1
+        if self._left is not None and self._left != self.sentLength:
+            self.keep_alive = False
+        self._cleanup()
+
+    def switchProtocols(self, protocol: IProtocol) -> None:
+        """See :class:`~llmproxy.http.interfaces.IStreamedRequest`."""
+        self.startedWriting = self.finished = 1
+        self.channel.write(_head(self.code, self.code_message, pairs_of(self.responseHeaders)))
+        self.channel.handOver(protocol)
+        waiting, self.notifications = self.notifications, []
+        for finished in waiting:
+            finished.callback(None)
+
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
+        """Let the connection set the producer's pace."""
+        self.producer = producer
+        self.transport.registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        """See ``IConsumer``."""
+        if self.producer is not None:
+            self.producer = None
+            self.transport.unregisterProducer()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client has left."""
+        self.producer = None
+        super().connectionLost(reason)
+
+    def _begin(self) -> None:
+        headers = self.responseHeaders
+        framing: list[Pair] = []
+        self._bodiless = self.method == b"HEAD" or self.code in _BODILESS
+        lengths = headers.getRawHeaders(b"content-length")
+        if not self._bodiless:
+            if lengths is not None:
+                self._left = int(lengths[0])
+            elif self.clientproto == b"HTTP/1.1":
+                self.chunked = 1
+                framing.append((b"Transfer-Encoding", b"chunked"))
+            else:
+                self.keep_alive = False  # only the end of the connection can end this body
+        if self.body is not None and not self.body.over:
+            self.keep_alive = False  # the rest of the upload will not be read as a request
+        if not self.channel.may_persist(self):
+            framing.append((b"Connection", b"close"))
+        elif self.clientproto != b"HTTP/1.1":
+            framing.append((b"Connection", b"keep-alive"))
+        self.channel.write(_head(self.code, self.code_message, pairs_of(headers) + framing))
+
+
+def _head(code: int, phrase: bytes, pairs: list[Pair]) -> bytes:
+    lines = [b"HTTP/1.1 %d %b\r\n" % (code, phrase)]
+    lines += [b"%b: %b\r\n" % pair for pair in pairs]
+    lines.append(b"\r\n")
+    return b"".join(lines)

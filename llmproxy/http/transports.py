@@ -1,0 +1,214 @@
+"""The event loop's own transports, as Twisted transports.
+
+Twisted's asyncio reactor moves bytes through Twisted's own sockets, in Python, also when its loop is uvloop. The loop's native
+transports do it in C. Who makes them is in :mod:`llmproxy.http.native`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IAddress, IPushProducer, ITCPTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+WRITE_BUFFER = 64 * 1024  # bytes that may wait in a transport before its producer is paused
+
+_NO_LINGER = struct.pack("ii", 1, 0)
+_DONE = Failure(ConnectionDone())
+_ABORTED = Failure(ConnectionAborted())
+
+
+@implementer(ITCPTransport, IPushProducer)
+class NativeTransport(asyncio.Protocol):
+    """Stands between a native transport, as its protocol, and a Twisted protocol, as its transport.
+
+    :param factory: for a connection that was accepted, what builds the protocol.
+    :ivar protocol: what the bytes go to, once :meth:`switch` has connected one.
+    """
+
+    disconnecting = False
+
+    def __init__(self, factory: Any = None) -> None:
+        self.protocol: Any = None
+        self._factory = factory
+        self._transport: Any = None
+        self._producer: Any = None
+        self._streaming = True
+        self._full = False
+        self._aborted = False
+        self._closing_when_done = False
+        self._lost = False
+
+    # What the loop calls
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        self.write = transport.write  # type: ignore[method-assign]
+        if self._factory is not None:
+            protocol = self._factory.buildProtocol(self.getPeer())
+            if protocol is None:
+                self.abortConnection()
+            else:
+                self.switch(protocol)
+
+    def data_received(self, data: bytes) -> None:
+        self.protocol.dataReceived(data)
+
+    def eof_received(self) -> bool:
+        # A FIN is told in the turn in which it is read; the loop would tell of the connection's loss in a later one.
+        self._lose(_DONE)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is None:
+            self._lose(_ABORTED if self._aborted else _DONE)
+        else:
+            self._lose(Failure(ConnectionLost(str(exc))))
+        self._transport = None
+
+    def pause_writing(self) -> None:
+        self._full = True
+        if self._producer is not None:
+            self._producer.pauseProducing()
+
+    def resume_writing(self) -> None:
+        self._full = False
+        if self._producer is not None:
+            self._producer.resumeProducing()
+
+    # What a Twisted protocol calls
+
+    def attach(self, protocol: Any) -> None:
+        """Send what comes from now on to a protocol that knows this transport already."""
+        self.protocol = protocol
+        self.data_received = protocol.dataReceived  # type: ignore[method-assign]
+
+    def switch(self, protocol: Any) -> None:
+        """Connect a protocol, in the place of one that was connected before."""
+        self.attach(protocol)
+        protocol.makeConnection(self)
+
+    def start_tls(
+        self, loop: asyncio.AbstractEventLoop, context: ssl.SSLContext, hostname: str
+    ) -> Deferred[None]:
+        """Begin TLS as a client; fires when the handshake is done and the certificate was found good for ``hostname``."""
+
+        async def handshake() -> None:
+            try:
+                transport = await loop.start_tls(self._transport, self, context, server_hostname=hostname)
+            except asyncio.CancelledError:
+                raise CancelledError from None  # Twisted's, for whoever cancelled the Deferred
+            except ConnectionError as error:
+                raise ConnectionLost(str(error)) from None
+            self.connection_made(transport)
+
+        return Deferred.fromFuture(asyncio.ensure_future(handshake(), loop=loop))
+
+    def write(self, data: bytes) -> None:
+        """Write; replaced by the native method once there is one, for this is the busiest of all."""
+
+    def writeSequence(self, iovec: Any) -> None:
+        if not self._lost:
+            self._transport.writelines(iovec)
+
+    def loseConnection(self, reason: object = None) -> None:
+        if self._producer is not None:
+            self._closing_when_done = True
+        elif not self.disconnecting and not self._lost:
+            self.disconnecting = True
+            self._transport.close()
+
+    def abortConnection(self) -> None:
+        if not self._lost and not self._aborted:
+            self.disconnecting = self._aborted = True
+            sock = self._transport.get_extra_info("socket")
+            if sock is not None:
+                # So that the peer sees a reset, as Twisted's own transports do it: a plain close would look like an end.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self._transport.abort()
+
+    def loseWriteConnection(self) -> None:
+        if not self._lost and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        if self._producer is not None:
+            raise RuntimeError(f"{self._producer!r} was never unregistered")
+        if self._lost:
+            producer.stopProducing()
+            return
+        self._producer = producer
+        if self._full:
+            producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+        if self._closing_when_done:
+            self._closing_when_done = False
+            self.loseConnection()
+
+    def pauseProducing(self) -> None:
+        if not self._lost and not self.disconnecting:
+            self._transport.pause_reading()
+
+    def resumeProducing(self) -> None:
+        if not self._lost and not self.disconnecting:
+            self._transport.resume_reading()
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+    def getPeer(self) -> Any:
+        return _address(self._transport, "peername")
+
+    def getHost(self) -> Any:
+        return _address(self._transport, "sockname")
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Nothing to do: the loop sets it on every TCP connection."""
+
+    def getTcpNoDelay(self) -> bool:
+        return True
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
+
+    def getTcpKeepAlive(self) -> bool:
+        sock = self._transport.get_extra_info("socket")
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+    def _lose(self, reason: Failure) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self.write = _discard  # type: ignore[method-assign]
+        self.data_received = _discard  # type: ignore[method-assign]
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.stopProducing()
+        protocol, self.protocol = self.protocol, None
+        if protocol is not None:
+            protocol.connectionLost(reason)
+
+
+def _discard(data: bytes) -> None:
+    """Drop bytes of a connection that is lost."""
+
+
+def _address(transport: Any, which: str) -> IAddress:
+    """The address of one end of a connection, as Twisted writes it."""
+    name = None if transport is None else transport.get_extra_info(which)
+    if not isinstance(name, tuple):
+        return UNIXAddress(name or None)
+    return (IPv6Address if len(name) == 4 else IPv4Address)("TCP", *name)
