@@ -8,6 +8,7 @@ environment variables.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import SplitResult
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
@@ -76,6 +77,7 @@ class Upstream:
     default_headers: tuple[tuple[bytes, bytes], ...] = ()
     ca_file: str | None = None
 
+    @cached_property
     def credential_header(self) -> tuple[bytes, bytes]:
         """The name and value of the header that carries the key."""
         value = f"Bearer {self.key}" if self.key_header == "Authorization" else self.key

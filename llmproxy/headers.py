@@ -11,7 +11,7 @@ import re
 from twisted.web.http_headers import Headers
 
 from llmproxy.config import Upstream
-from llmproxy.http.fields import Fields, Pair
+from llmproxy.http.fields import Fields, Pair, pairs_of
 
 # RFC 9110 section 7.6.1 and, for the Proxy-* three, sections 11.7 and 7.6.1's note on RFC 2068. Trailer announces fields of the
 # chunked coding, which is decoded here and encoded anew.
@@ -33,11 +33,13 @@ _HOP_BY_HOP = frozenset(
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 # A body producer's length tells the framing of a request (twisted.web.iweb.IBodyProducer), and Host names the upstream.
 _REWRITTEN = frozenset({b"host", b"content-length"})
+_NOT_FOR_UPSTREAMS = _HOP_BY_HOP | _CREDENTIALS | _REWRITTEN
+_NONE: frozenset[bytes] = frozenset()
 
 
 def strip_hop_by_hop(headers: Headers) -> Fields:
     """Copy the end-to-end headers of a message, without hop-by-hop headers and those that ``Connection`` names."""
-    return _without(headers, _HOP_BY_HOP | _named_in_connection(headers))
+    return Fields(_without(headers, _HOP_BY_HOP))
 
 
 def seal(headers: Headers, upstream: Upstream, local_token: bytes) -> Fields:
@@ -47,12 +49,11 @@ def seal(headers: Headers, upstream: Upstream, local_token: bytes) -> Fields:
     :param local_token: the token that the client presented. A header value that holds it as a word of its own, under whatever
         name, is left out: it opens this proxy, and no upstream may learn it.
     """
-    kept = _without(headers, _HOP_BY_HOP | _CREDENTIALS | _REWRITTEN | _named_in_connection(headers))
-    sealed = Fields([(b"Host", upstream.base_url.netloc), *_without_word(kept, local_token)])
+    kept = _without_word(_without(headers, _NOT_FOR_UPSTREAMS), local_token)
+    sealed = Fields([(b"Host", upstream.base_url.netloc), *kept, upstream.credential_header])
     for name, value in upstream.default_headers:
         if not sealed.hasHeader(name):
             sealed.addRawHeader(name, value)
-    sealed.addRawHeader(*upstream.credential_header())
     if wants_websocket(headers):
         offer_websocket(sealed)
     return sealed
@@ -74,28 +75,27 @@ def wants_websocket(headers: Headers) -> bool:
 def _named_in_connection(headers: Headers) -> frozenset[bytes]:
     values = headers.getRawHeaders(b"connection")
     if values is None:
-        return frozenset()
+        return _NONE
     return frozenset(name.strip().lower() for value in values for name in value.split(b","))
 
 
-def _without(headers: Headers, names: frozenset[bytes]) -> Fields:
-    return Fields(
-        (name, value)
-        for name, values in headers.getAllRawHeaders()
-        if name.lower() not in names
-        for value in values
-    )
+def _without(headers: Headers, names: frozenset[bytes]) -> list[Pair]:
+    """The fields of a message but for some, and those that its ``Connection`` names (RFC 9110 section 7.6.1)."""
+    named = _named_in_connection(headers)
+    if not named <= names:
+        names |= named
+    return [pair for pair in pairs_of(headers) if pair[0].lower() not in names]
 
 
-def _without_word(fields: Fields, token: bytes) -> list[Pair]:
+def _without_word(fields: list[Pair], token: bytes) -> list[Pair]:
     """The fields whose values do not hold a token as a word: a short token must not take out innocent ones."""
-    if not any(
-        token in value for _, value in fields.pairs
-    ):  # a plain search first: nearly always, there is nothing to find
-        return fields.pairs
+    if not [
+        True for _, value in fields if token in value
+    ]:  # a plain search first: nearly always, nothing is found
+        return fields
     word = re.compile(rb"(?<![A-Za-z0-9_-])" + re.escape(token) + rb"(?![A-Za-z0-9_-])")
     pairs = []
-    for name, value in fields.pairs:
+    for name, value in fields:
         if not word.search(value):
             pairs.append((name, value))
         elif name.lower() == b"sec-websocket-protocol":

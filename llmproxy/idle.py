@@ -1,10 +1,31 @@
-"""A timer that ends the wait for a silent peer, cheap enough to be told of every chunk."""
+"""Timers that end the wait for a silent peer, cheap enough to be started for every exchange and told of every chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+
+class Scheduled(Protocol):
+    """A call that is to come."""
+
+    def cancel(self) -> None:
+        """Do not call."""
+
+    def getTime(self) -> float:
+        """When it is to come."""
+
+
+class Clock(Protocol):
+    """What an idle timer needs of a reactor, or of a :class:`SharedClock`."""
+
+    def seconds(self) -> float:
+        """The time."""
+
+    def callLater(self, delay: float, callable: Callable[[], None]) -> Scheduled:
+        """Call something later."""
 
 
 class IdleTimer:
@@ -17,12 +38,12 @@ class IdleTimer:
     :param expired: called without arguments, when they are over.
     """
 
-    def __init__(self, clock: IReactorTime, seconds: float, expired: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, seconds: float, expired: Callable[[], None]) -> None:
         self._clock = clock
         self._seconds = seconds
         self._expired = expired
         self._heard = 0.0
-        self._call: IDelayedCall | None = None
+        self._call: Scheduled | None = None
 
     def start(self) -> None:
         """Begin to wait, or begin anew."""
@@ -47,3 +68,73 @@ class IdleTimer:
             self._call = self._clock.callLater(left, self._look)
         else:
             self._expired()
+
+
+class SharedClock:
+    """The clock of all idle timers: ``callLater`` for calls that are nearly always cancelled.
+
+    A delayed call of the reactor costs about as much as relaying a chunk, and more when it is cancelled. This one has a single
+    one of those for all of its own, which are a set: adding and cancelling are cheap, and looking through them is rare.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._calls: set[_Call] = set()
+        self._next: IDelayedCall | None = None
+
+    def seconds(self) -> float:
+        """The time, as the clock beneath tells it."""
+        return self._clock.seconds()
+
+    def callLater(self, delay: float, callable: Callable[[], None]) -> _Call:
+        """Call something in ``delay`` seconds, unless the returned call is cancelled before."""
+        call = _Call(self._calls, self._clock.seconds() + delay, callable)
+        self._calls.add(call)
+        if self._next is None or self._next.getTime() > call.due:
+            self._arm(call.due)
+        return call
+
+    def rest(self) -> None:
+        """Leave no delayed call behind where nothing is to come."""
+        if not self._calls and self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    def close(self) -> None:
+        """Call nothing any more."""
+        self._calls.clear()
+        self.rest()
+
+    def _arm(self, due: float) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        self._next = self._clock.callLater(max(0.0, due - self._clock.seconds()), self._look)
+
+    def _look(self) -> None:
+        self._next = None
+        now = self._clock.seconds()
+        for call in [call for call in self._calls if call.due <= now]:
+            if call in self._calls:  # one that was called before it may have cancelled it
+                self._calls.discard(call)
+                call.callable()
+        if self._calls:
+            self._arm(min(call.due for call in self._calls))
+
+
+class _Call:
+    """A call that is to come."""
+
+    __slots__ = ("_calls", "callable", "due")
+
+    def __init__(self, calls: set[_Call], due: float, callable: Callable[[], None]) -> None:
+        self._calls = calls
+        self.due = due
+        self.callable = callable
+
+    def cancel(self) -> None:
+        """Do not call."""
+        self._calls.discard(self)
+
+    def getTime(self) -> float:
+        """When it is to come."""
+        return self.due

@@ -12,7 +12,6 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -24,7 +23,7 @@ from llmproxy.credentials import Caller, Credentials
 from llmproxy.exchange import Ending, Exchange, Observer
 from llmproxy.http.fields import Fields
 from llmproxy.http.interfaces import IAbortableResponse, IStreamedRequest
-from llmproxy.idle import IdleTimer
+from llmproxy.idle import Clock, IdleTimer
 from llmproxy.relay import Relay
 from llmproxy.transparent import TransparentClient
 from llmproxy.tunnel import Tunnel
@@ -35,12 +34,13 @@ class Gateway:
     """What all exchanges share.
 
     :ivar client: sends requests to upstreams.
+    :ivar clock: for the timeouts of exchanges; see :class:`~llmproxy.idle.SharedClock`.
     :ivar observers: told of each exchange when it is over.
     """
 
     credentials: Credentials
     client: TransparentClient
-    clock: IReactorTime
+    clock: Clock
     timeouts: Timeouts
     observers: Sequence[Observer] = ()
 

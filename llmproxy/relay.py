@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import PotentialDataLoss, ResponseDone
@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from llmproxy.exchange import Ending
 from llmproxy.http.interfaces import IAbortableResponse
-from llmproxy.idle import IdleTimer
+from llmproxy.idle import Clock, IdleTimer
 
 
 @implementer(IPushProducer)
@@ -37,7 +37,7 @@ class Relay(Protocol):
         self,
         request: Any,
         response: IAbortableResponse,
-        clock: IReactorTime,
+        clock: Clock,
         idle_timeout: float,
         over: Callable[[Ending], None],
     ) -> None:

@@ -28,6 +28,7 @@ from llmproxy.exchange import AccessLog
 from llmproxy.http.client import PooledAgent
 from llmproxy.http.native import native
 from llmproxy.http.server import Site
+from llmproxy.idle import SharedClock
 from llmproxy.proxy import Gateway
 from llmproxy.site import Root, build
 from llmproxy.transparent import TransparentClient
@@ -50,20 +51,28 @@ class ProxyService(Service):
     :param listen: Twisted endpoint descriptions, for example ``tcp:33000``.
     :param load: reads the configuration; raises :class:`~llmproxy.config.ConfigError` where it is wrong.
     :param drain: seconds that requests in flight have to end when the service stops.
+    :param access_log: write a line for each exchange.
     """
 
     name = "llmproxy"
     _log = Logger()
 
     def __init__(
-        self, reactor: Any, listen: Sequence[str], load: Callable[[], Config], drain: float = DRAIN
+        self,
+        reactor: Any,
+        listen: Sequence[str],
+        load: Callable[[], Config],
+        drain: float = DRAIN,
+        access_log: bool = True,
     ) -> None:
         self._reactor = reactor
         self._listen = listen
         self._load = load
         self._drain = drain
+        self._access_log = access_log
         self._ports: list[IListeningPort] = []
         self._agent: PooledAgent | None = None
+        self._clock = SharedClock(reactor)
         self._site: Site
 
     def privilegedStartService(self) -> None:
@@ -108,6 +117,7 @@ class ProxyService(Service):
                 deadline.cancel()
         if self._agent is not None:
             self._agent.close()
+        self._clock.close()
 
     def reload(self) -> None:
         """Read the configuration again and serve new requests by it; where it is wrong, log why and keep the old one."""
@@ -136,9 +146,9 @@ class ProxyService(Service):
         gateway = Gateway(
             credentials=Credentials(config.clients),
             client=TransparentClient(self._agent, self._reactor),
-            clock=self._reactor,
+            clock=self._clock,
             timeouts=config.timeouts,
-            observers=[AccessLog()],
+            observers=[AccessLog()] if self._access_log else [],
         )
         return build(config, gateway)
 

@@ -25,7 +25,10 @@ class Options(usage.Options):
         "A transparent, streaming reverse proxy for LLM APIs. Its settings come from the environment: OPENAI_BASE_URL, "
         "OPENAI_API_KEY, ANTHROPIC_BASE_URL, ANTHROPIC_API_KEY and PROXY_TOKEN are required. --demo needs none of them."
     )
-    optFlags = [["demo", None, "Serve a built-in upstream that needs no keys, for a first look."]]
+    optFlags = [
+        ["demo", None, "Serve a built-in upstream that needs no keys, for a first look."],
+        ["access-log", None, "Write a line for each exchange; --demo does so by itself."],
+    ]
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +79,7 @@ def makeService(options: Options) -> IService:
     made: Any = reactor
     if options["demo"]:
         return DemoService(made, options.listen, options.drain)
-    return ProxyService(made, options.listen, options.load, options.drain)
+    return ProxyService(made, options.listen, options.load, options.drain, bool(options["access-log"]))
 
 
 def _endpoint(port: str) -> str:

@@ -5,8 +5,8 @@ upper-cases methods, asks for gzip, decodes it, and adds an empty ``Content-Enco
 things undo that, and nothing else in this package knows of them:
 
 * :class:`_NoCookies` neither stores nor sends: a jar that is shared would send one caller's cookies for another;
-* :class:`_ExactURL` is a URL as far as treq looks, and gives back the very bytes that it was made from;
-* :class:`_Sealed` are headers whose copies, which is what treq edits, remember the original;
+* :class:`_Sealed` are headers whose copies, which is what treq edits, remember the originals, the method and the URL;
+* :class:`_AnyURL` is a URL as far as treq looks;
 * :class:`_Veil` hides the response's headers from treq's content decoder; the real ones are behind it.
 """
 
@@ -62,7 +62,7 @@ class TransparentClient:
         sealed = _Sealed(method, url, OutgoingFields(headers.pairs, informational))
         answered: Deferred[Any] = self._treq.request(
             "GET",  # the sealed one counts: treq would upper-case it (RFC 9110 section 9.1: methods are case-sensitive)
-            _ExactURL(url),
+            _ANY_URL,
             headers=sealed,
             data=cast(Any, body),
             cookies=self._cookies,  # a jar is taken as it is; without one, treq makes one for each request
@@ -70,7 +70,7 @@ class TransparentClient:
             unbuffered=True,
             reactor=cast(Any, self._reactor),
         )
-        return answered.addCallback(lambda response: response.original.unveiled)
+        return answered.addCallback(_unveiled)
 
 
 class _NoCookies(IndexableCookieJar):
@@ -86,22 +86,28 @@ class _NoCookies(IndexableCookieJar):
         """Add nothing."""
 
 
-class _ExactURL(EncodedURL):
-    """A URL that treq neither parses nor normalizes.
+class _AnyURL(EncodedURL):
+    """Stands for every URL, so that treq neither parses nor normalizes the real one.
 
     ``HTTPClient.request`` takes an ``EncodedURL`` as it is and asks it for no more than ``to_uri().to_text()``.
     """
 
-    __slots__ = ("_exact",)
+    def __init__(self) -> None:  # not calling super: no part of it is ever read
+        pass
 
-    def __init__(self, url: bytes) -> None:  # not calling super: no part of it is ever read
-        self._exact = url.decode("ascii")
-
-    def to_uri(self) -> _ExactURL:
+    def to_uri(self) -> _AnyURL:
         return self
 
     def to_text(self, with_password: bool = False) -> str:
-        return self._exact
+        return "http://sealed/"
+
+
+_ANY_URL = _AnyURL()
+
+
+def _unveiled(response: Any) -> IAbortableResponse:
+    unveiled: IAbortableResponse = response.original.unveiled
+    return unveiled
 
 
 class _Sealed(Headers):

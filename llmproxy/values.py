@@ -7,6 +7,7 @@ a secret.
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -35,7 +36,7 @@ class BaseURL:
     port: int
     path: str
 
-    @property
+    @cached_property
     def netloc(self) -> bytes:
         """The value of the ``Host`` header (RFC 9110 section 7.2): the port only where it is not the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -47,10 +48,14 @@ class BaseURL:
 
         This joins, it does not *resolve* (RFC 3986 section 5): resolving ``//evil.example/x`` would leave the host.
         """
-        return b"%b://%b%b%b" % (self.scheme.encode("ascii"), self.netloc, self.path.encode("ascii"), rest)
+        return self._prefix + rest
+
+    @cached_property
+    def _prefix(self) -> bytes:
+        return b"%b://%b%b" % (self.scheme.encode("ascii"), self.netloc, self.path.encode("ascii"))
 
     def __str__(self) -> str:
-        return self.join(b"").decode("ascii")
+        return self._prefix.decode("ascii")
 
 
 def parse_port(text: str) -> int:

@@ -22,7 +22,7 @@ from llmproxy import errors
 from llmproxy.http import rules
 from llmproxy.http.body import BrokenBody, RequestBody, SilentBody
 from llmproxy.http.deadline import Deadline
-from llmproxy.http.fields import Fields
+from llmproxy.http.fields import Fields, Pair
 from llmproxy.http.request import Request
 from llmproxy.http.rules import Refused
 
@@ -58,7 +58,7 @@ class Channel(Protocol):
         self._head_size = 0
         self._method = b""
         self._target = b""
-        self._fields = Fields()
+        self._pairs: list[Pair] = []
         self._incoming: Request | None = None
         self._served: Request | None = None
         self._refusal: Refused | None = None
@@ -77,8 +77,9 @@ class Channel(Protocol):
     def connectionMade(self) -> None:
         """Wait for the first request."""
         self.transport.setTcpNoDelay(True)
+        self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
         self._limits = self.site.limits
-        self._deadline = Deadline(self.site.reactor, self._too_late)
+        self._deadline = Deadline(self.site.clock, self._too_late)
         self._deadline.set(self._limits.header_time)
         self.site.opened(self)
 
@@ -146,13 +147,13 @@ class Channel(Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Optional whitespace is not part of a value (RFC 9110 section 5.5); llhttp takes off only what stands before it.
-        self._fields.pairs.append((name, value.rstrip(b" \t")))
+        self._pairs.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         if self._reframing:
-            self._fields, self._target = Fields(), b""
+            self._pairs, self._target = [], b""
             return
-        fields, self._fields = self._fields, Fields()
+        fields, self._pairs = Fields(self._pairs), []
         target, self._target = self._target, b""
         size, self._head_size = self._head_size, 0
         if (
@@ -215,8 +216,8 @@ class Channel(Protocol):
             return  # llhttp sees no body behind an offer to upgrade; see _upgrade_offered
         request, self._incoming = self._incoming, None
         if request is not None and request.body is not None:
-            trailers, self._fields = self._fields, Fields()
-            request.body.end(trailers if trailers.pairs else None)
+            trailers, self._pairs = self._pairs, []
+            request.body.end(Fields(trailers) if trailers else None)
         self.reading = Reading.HEAD
         self._deadline.clear()
 
@@ -403,8 +404,8 @@ class Channel(Protocol):
 
     def getPeer(self) -> Any:
         """The client's address."""
-        return self.transport.getPeer()
+        return self._peer
 
     def getHost(self) -> Any:
         """Our own address."""
-        return self.transport.getHost()
+        return self._host

@@ -73,7 +73,8 @@ class PooledAgent:
             headers if isinstance(headers, Fields) else Fields(() if headers is None else pairs_of(headers))
         )
         sending = _Sending(pool, self._limits, method, uri[authority_end:], fields, bodyProducer)
-        return pool.acquire().addCallback(sending.send)
+        connection = pool.take()
+        return pool.acquire().addCallback(sending.send) if connection is None else sending.send(connection)
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when their exchanges are over."""
@@ -131,7 +132,7 @@ class _Sending:
         body = None if held is None else held.again()
         if held is not None and body is None:
             return failure
-        return self._pool.acquire(fresh=True).addCallback(self._send, body)
+        return self._pool.acquire().addCallback(self._send, body)
 
 
 @implementer(IBodyProducer, IConsumer)

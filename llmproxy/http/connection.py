@@ -28,7 +28,7 @@ from twisted.web.client import (
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 
 from llmproxy.http.body_writer import BodyWriter
-from llmproxy.http.fields import Fields, Informational
+from llmproxy.http.fields import Fields, Informational, Pair
 from llmproxy.http.limits import UpstreamLimits
 from llmproxy.http.response import MalformedResponse, Response, body_length
 
@@ -74,7 +74,7 @@ class UpstreamConnection(Protocol):
         self._response: Response | None = None
         self._body: BodyWriter | None = None
         self._tunnel: Any = None
-        self._fields = Fields()
+        self._pairs: list[Pair] = []
         self._phrase = b""
         self._head_size = 0
         self._heard = False
@@ -105,7 +105,7 @@ class UpstreamConnection(Protocol):
         self._informational = informational
         self._offers_upgrade = headers.hasHeader(b"upgrade")
         self._heard = self._complete = False
-        self._fields, self._phrase, self._head_size = Fields(), b"", 0
+        self._pairs, self._phrase, self._head_size = [], b"", 0
         answer = self._answer = Deferred(self._cancelled)
         lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
         lines += [b"%b: %b\r\n" % pair for pair in headers.pairs]
@@ -201,11 +201,11 @@ class UpstreamConnection(Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Optional whitespace is not part of a value (RFC 9110 section 5.5); llhttp takes off only what stands before it.
-        self._fields.pairs.append((name, value.rstrip(b" \t")))
+        self._pairs.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         code = self._parser.get_status_code()
-        fields, self._fields = self._fields, Fields()
+        fields, self._pairs = Fields(self._pairs), []
         phrase, self._phrase = self._phrase, b""
         if code < 200 and code != 101:
             self._interim(code, phrase, fields)
@@ -281,7 +281,7 @@ class UpstreamConnection(Protocol):
                 self._stop_sending()
                 self.transport.loseConnection()
         if response is not None:
-            response.trailers = self._fields if self._fields.pairs else None
+            response.trailers = Fields(self._pairs) if self._pairs else None
             response._end(_RESPONSE_DONE)
 
     def _fail(self, error: Exception) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from llmproxy.idle import Clock, Scheduled
 
 
 class Deadline:
@@ -15,11 +15,11 @@ class Deadline:
     :param expired: called without arguments.
     """
 
-    def __init__(self, clock: IReactorTime, expired: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, expired: Callable[[], None]) -> None:
         self._clock = clock
         self._expired = expired
         self._due: float | None = None
-        self._call: IDelayedCall | None = None
+        self._call: Scheduled | None = None
 
     def set(self, seconds: float) -> None:
         """Move the time to ``seconds`` from now."""

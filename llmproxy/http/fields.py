@@ -21,10 +21,11 @@ class Fields(Headers):
     :ivar pairs: names and values; to be read by anyone, and changed only through methods.
     """
 
-    __slots__ = ("pairs",)
+    __slots__ = ("_index", "pairs")
 
     def __init__(self, pairs: Iterable[Pair] = ()) -> None:
         self.pairs = list(pairs)
+        self._index: dict[bytes, list[bytes]] | None = None
 
     def __repr__(self) -> str:
         # Values may be secrets; names tell enough.
@@ -39,19 +40,24 @@ class Fields(Headers):
         """Copy these fields."""
         return Fields(self.pairs)
 
-    def values_of(self, name: bytes) -> list[bytes]:
+    def values_of(self, name: bytes) -> Sequence[bytes]:
         """The values of a field in their order; ``name`` is in lower case."""
-        return [value for spelled, value in self.pairs if spelled.lower() == name]
+        index = self._index
+        if index is None:  # a message is asked for a dozen names, nearly all of which it has not
+            index = self._index = {}
+            for spelled, value in self.pairs:
+                index.setdefault(spelled.lower(), []).append(value)
+        return index.get(name, ())
 
     def hasHeader(self, name: str | bytes) -> bool:
         """Tell whether a field is there, its name in any case."""
-        lower = _name(name).lower()
-        return any(spelled.lower() == lower for spelled, _ in self.pairs)
+        return bool(self.values_of(_name(name).lower()))
 
     def removeHeader(self, name: str | bytes) -> None:
         """Take out every field of a name."""
         lower = _name(name).lower()
         self.pairs = [pair for pair in self.pairs if pair[0].lower() != lower]
+        self._index = None
 
     def setRawHeaders(self, name: str | bytes, values: Sequence[str | bytes]) -> None:
         """Put fields in the place of all those of a name."""
@@ -62,13 +68,14 @@ class Fields(Headers):
     def addRawHeader(self, name: str | bytes, value: str | bytes) -> None:
         """Add a field at the end."""
         self.pairs.append((_name(name), _value(value)))
+        self._index = None
 
     def getRawHeaders(self, name: Any, default: Any = None) -> Any:
         """The values of a field, of the type of ``name``, or ``default`` where there are none."""
         values = self.values_of(_name(name).lower())
         if not values:
             return default
-        return [value.decode("utf-8") for value in values] if isinstance(name, str) else values
+        return [value.decode("utf-8") for value in values] if isinstance(name, str) else list(values)
 
     def getAllRawHeaders(self) -> Iterator[tuple[bytes, Sequence[bytes]]]:
         """Each field by itself, with a list of its one value; a repeated name is repeated."""

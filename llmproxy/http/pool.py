@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -37,13 +37,12 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool {self._open} open, {len(self._idle)} idle, {len(self._waiting)} waiting>"
 
-    def acquire(self, fresh: bool = False) -> Deferred[UpstreamConnection]:
-        """Get a connection for one exchange; it comes back by itself when that is over.
+    def take(self) -> UpstreamConnection | None:
+        """Take an idle connection for one exchange, if there is one; it comes back by itself when that is over."""
+        return self._idle.pop()[1] if self._idle else None
 
-        :param fresh: a new one, not one that was used before.
-        """
-        if self._idle and not fresh:
-            return succeed(self._idle.pop()[1])
+    def acquire(self) -> Deferred[UpstreamConnection]:
+        """Get a new connection for one exchange, or wait for one that others give back."""
         if self._open < self._limits.connections:
             return self._open_one()
         waiting: Deferred[UpstreamConnection] = Deferred(self._waiting.remove)

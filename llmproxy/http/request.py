@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol, IPushProducer
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 from twisted.web import server
 from twisted.web.http import parse_qs
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from llmproxy.http.channel import Channel
 
 _BODILESS = (204, 304)  # RFC 9110 sections 15.3.5 and 15.4.5
+_NO_FIELDS = Fields()
 
 
 @implementer(IStreamedRequest)
@@ -43,21 +46,27 @@ class Request(server.Request):
     _left: int | None = None
 
     def __init__(self, channel: Channel) -> None:
-        super().__init__(channel)
+        # Not twisted.web's own initialization: of what that sets up, most is for forms, cookies and sessions.
+        Componentized.__init__(self)
+        self.channel = channel
+        self.transport = channel.transport
+        self.client = channel.getPeer()
+        self.host = channel.getHost()
+        self.requestHeaders = _NO_FIELDS
         self.responseHeaders = Fields()
+        self.received_cookies: dict[bytes, bytes] = {}
+        self.cookies: list[bytes] = []
+        self.notifications: list[Deferred[None]] = []
+        self.queued = False
 
     def __repr__(self) -> str:
         return f"<Request {self.method.decode('latin-1')} {self.path!r}>"
 
     @property  # twisted.web parses the query of every request; here, who wants it parsed asks
-    def args(self) -> dict[bytes, list[bytes]]:
+    def args(self) -> dict[bytes, list[bytes]]:  # type: ignore[override]
         """The arguments of the query."""
         parsed: dict[bytes, list[bytes]] = parse_qs(self.uri.partition(b"?")[2], keep_blank_values=True)
         return parsed
-
-    @args.setter
-    def args(self, value: object) -> None:
-        """Twisted's own initialization ends here."""
 
     def process(self) -> None:
         """Find the resource by the raw path segments, undecoded, and render it."""

@@ -13,6 +13,7 @@ from twisted.web.resource import IResource
 from llmproxy.http.channel import Channel
 from llmproxy.http.limits import DownstreamLimits
 from llmproxy.http.request import Request
+from llmproxy.idle import SharedClock
 
 
 class Site(server.Site):
@@ -20,6 +21,7 @@ class Site(server.Site):
 
     :param resource: the root of the tree.
     :param reactor: for the timeouts of connections.
+    :ivar clock: for the deadlines of all connections.
     :ivar draining: no further request is taken on connections that are open.
     """
 
@@ -34,6 +36,7 @@ class Site(server.Site):
         self.draining = False
         self._channels: set[Channel] = set()
         self._drained: Deferred[None] | None = None
+        self.clock = SharedClock(reactor)
         self._from: Counter[str] = Counter()
 
     def startFactory(self) -> None:
@@ -62,6 +65,8 @@ class Site(server.Site):
         self._from[channel.peer] -= 1
         if not self._from[channel.peer]:
             del self._from[channel.peer]
+        if not self._channels:
+            self.clock.rest()
         self._tell_drained()
 
     @property
