@@ -40,6 +40,7 @@ class IdleTimer:
 
     def __init__(self, clock: Clock, seconds: float, expired: Callable[[], None]) -> None:
         self._clock = clock
+        self._now = clock.seconds
         self._seconds = seconds
         self._expired = expired
         self._heard = 0.0
@@ -53,7 +54,7 @@ class IdleTimer:
 
     def touch(self) -> None:
         """Note that the peer was heard just now."""
-        self._heard = self._clock.seconds()
+        self._heard = self._now()
 
     def stop(self) -> None:
         """Wait no more; :meth:`start` may follow."""
@@ -63,7 +64,7 @@ class IdleTimer:
 
     def _look(self) -> None:
         self._call = None
-        left = self._heard + self._seconds - self._clock.seconds()
+        left = self._heard + self._seconds - self._now()
         if left > 0:
             self._call = self._clock.callLater(left, self._look)
         else:
@@ -75,16 +76,15 @@ class SharedClock:
 
     A delayed call of the reactor costs about as much as relaying a chunk, and more when it is cancelled. This one has a single
     one of those for all of its own, which are a set: adding and cancelling are cheap, and looking through them is rare.
+
+    :ivar seconds: tells the time, as the clock beneath does.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
+        self.seconds = clock.seconds
         self._calls: set[_Call] = set()
         self._next: IDelayedCall | None = None
-
-    def seconds(self) -> float:
-        """The time, as the clock beneath tells it."""
-        return self._clock.seconds()
 
     def callLater(self, delay: float, callable: Callable[[], None]) -> _Call:
         """Call something in ``delay`` seconds, unless the returned call is cancelled before."""

@@ -44,6 +44,8 @@ class Relay(Protocol):
         self._request = request
         self._response = response
         self._idle = IdleTimer(clock, idle_timeout, self._upstream_silent)
+        self._heard = self._idle.touch
+        self._write = request.write
         self._over = over
         self._ended = False
         self.sent = 0
@@ -55,9 +57,9 @@ class Relay(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Write a chunk on."""
-        self._idle.touch()
+        self._heard()
         self.sent += len(data)
-        self._request.write(data)
+        self._write(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """End the client's response as the upstream's ended: whole, or cut off."""

@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
+from llmproxy.http.body import BrokenBody
 from llmproxy.http.fields import Fields
 
 
@@ -17,7 +18,7 @@ from llmproxy.http.fields import Fields
 class BodyWriter:
     """Writes a body as it is produced, in the framing that was announced.
 
-    :param failed: called where the body breaks off.
+    :param failed: called where the body breaks off, or is not as long as it was announced.
     :ivar done: all of it was written.
     """
 
@@ -68,7 +69,10 @@ class BodyWriter:
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._left -= len(data)
-            self._transport.write(data)
+            if self._left < 0:
+                self._mismatched()  # the surplus would be read as another request
+            else:
+                self._transport.write(data)
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         """The transport has the producer already."""
@@ -78,6 +82,9 @@ class BodyWriter:
 
     def _sent(self, _: object) -> None:
         if self._stopped:
+            return
+        if self._left:
+            self._mismatched()
             return
         self.done = True
         self._transport.unregisterProducer()
@@ -92,6 +99,10 @@ class BodyWriter:
             self._stopped = True
             self._transport.unregisterProducer()
             self._failed(failure)
+
+    def _mismatched(self) -> None:
+        self.stop()
+        self._failed(Failure(BrokenBody("it is not as long as its Content-Length says")))
 
     def _wait_no_more(self) -> None:
         waiting, self._waiting = self._waiting, None

@@ -78,6 +78,7 @@ class Channel(Protocol):
         """Wait for the first request."""
         self.transport.setTcpNoDelay(True)
         self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
+        self.write = self.transport.write  # type: ignore[method-assign]
         self._limits = self.site.limits
         self._deadline = Deadline(self.site.clock, self._too_late)
         self._deadline.set(self._limits.header_time)
@@ -131,9 +132,10 @@ class Channel(Protocol):
         del self._parser  # it refers back to this
         requests, self.requests = self.requests, deque()
         for request in requests:
+            # First: whose body fails while the client seems to be there is answered.
+            request.connectionLost(reason)
             if request.body is not None:
                 request.body.fail(BrokenBody("the client left"))
-            request.connectionLost(reason)
         self.site.closed(self)
 
     # What the parser calls

@@ -233,7 +233,7 @@ class UpstreamConnection(Protocol):
 
     def on_body(self, data: bytes) -> None:
         if self._response is not None and not self._complete:
-            self._response._deliver(data)
+            self._response.deliver(data)
 
     def on_message_complete(self) -> None:
         if self._response is not None and self._response.code != 101:

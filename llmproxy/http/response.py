@@ -5,6 +5,7 @@ Its connection feeds it. It hands the body on as it comes, and is what the body'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IProtocol, IPushProducer
@@ -42,6 +43,8 @@ class Response:
         self.ends_with_connection = False
         self._protocol: Any = None
         self._held: list[bytes] = []
+        # Where the connection puts what comes of the body; one attribute, since nothing here is called more often.
+        self.deliver: Callable[[bytes], None] = self._held.append
         self._ended: Failure | None = None
 
     def __repr__(self) -> str:
@@ -54,6 +57,7 @@ class Response:
         for data in self._held:
             protocol.dataReceived(data)
         self._held.clear()
+        self.deliver = protocol.dataReceived
         if self._ended is not None:
             protocol.connectionLost(self._ended)
 
@@ -81,12 +85,6 @@ class Response:
     def stopProducing(self) -> None:
         """Give the body up."""
         self.abort()
-
-    def _deliver(self, data: bytes) -> None:
-        if self._protocol is not None:
-            self._protocol.dataReceived(data)
-        else:
-            self._held.append(data)
 
     def _end(self, reason: Failure) -> None:
         self._ended = reason

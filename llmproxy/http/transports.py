@@ -87,14 +87,11 @@ class NativeTransport(asyncio.Protocol):
 
     # What a Twisted protocol calls
 
-    def attach(self, protocol: Any) -> None:
-        """Send what comes from now on to a protocol that knows this transport already."""
-        self.protocol = protocol
-        self.data_received = protocol.dataReceived  # type: ignore[method-assign]
-
     def switch(self, protocol: Any) -> None:
         """Connect a protocol, in the place of one that was connected before."""
-        self.attach(protocol)
+        self.protocol = protocol
+        self.data_received = protocol.dataReceived  # type: ignore[method-assign]
+        self._transport.set_protocol(self)  # the loop has looked data_received up once, and calls what it found
         protocol.makeConnection(self)
 
     def start_tls(
