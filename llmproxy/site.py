@@ -28,6 +28,8 @@ class Root(Resource):
 
     def getChildWithDefault(self, path: bytes, request: IRequest) -> IResource:
         """Find the resource of a request by its raw target; ``path`` may have been decoded, and is not looked at."""
+        if request.method == b"OPTIONS" and request.uri == b"*":
+            return Refusal(errors.NOT_FOUND, "The server as a whole has no options; ask for a path.")
         try:
             target = split(request.uri)
         except RefusedTarget as refused:

@@ -61,6 +61,11 @@ class RequestBody:
         """Whether more of it should be read from the client now."""
         return not self.over and (self._dropped or (not self._paused and not self._held))
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for more of it now, so that the client's silence counts."""
+        return self.wants and (self._dropped or self._consumer is not None)
+
     # What the client's connection calls
 
     def feed(self, data: bytes) -> None:

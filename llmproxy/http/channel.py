@@ -56,13 +56,16 @@ class Channel(Protocol):
         self.reading = Reading.HEAD
         self._parser = httptools.HttpRequestParser(self)
         self._head_size = 0
+        self._begun = False
         self._method = b""
+        self._method_start = b""
         self._target = b""
         self._pairs: list[Pair] = []
         self._incoming: Request | None = None
         self._served: Request | None = None
         self._refusal: Refused | None = None
         self._reframing = False
+        self._serving = False
         self._early = b""
         self._tunnel: Any = None
         self._paused = False
@@ -95,18 +98,17 @@ class Channel(Protocol):
             return
         if self.reading is Reading.NOTHING:
             return
-        if self.reading is Reading.HEAD:
-            if self._head_size == 0:
-                self._deadline.set(self._limits.header_time)
-                self._method, data = rules.known_method(data)
-            self._head_size += len(data)
-        else:
-            self._deadline.set(self._limits.body_idle)
+        if self.reading is Reading.HEAD and self._head_size == 0:
+            self._deadline.set(self._limits.header_time)
+        self._head_size += len(data)
+        if not self._begun:
+            self._method, data, self._method_start = rules.known_method(self._method_start + data)
         try:
             self._parse(data)
-            if self.reading is Reading.HEAD and self._head_size > self._limits.headers:
+            if self._head_size > self._limits.headers:
+                what = "headers" if self.reading is Reading.HEAD else "trailers or chunk extensions"
                 raise Refused(
-                    errors.HEADERS_TOO_LARGE, f"The headers are larger than {self._limits.headers} bytes."
+                    errors.HEADERS_TOO_LARGE, f"The {what} are larger than {self._limits.headers} bytes."
                 )
         except Refused as refused:
             self._refuse(refused)
@@ -119,6 +121,9 @@ class Channel(Protocol):
                 if isinstance(cause, Refused)
                 else Refused(errors.BAD_REQUEST, f"Not HTTP/1.1: {error}.")
             )
+        if self._begun and self.reading is Reading.HEAD and self._head_size == 0:
+            self._head_size = 1  # behind a whole request, the next has begun
+            self._deadline.set(self._limits.header_time)
         self._serve()
         self._pace()
 
@@ -139,6 +144,9 @@ class Channel(Protocol):
         self.site.closed(self)
 
     # What the parser calls
+
+    def on_message_begin(self) -> None:
+        self._begun = True
 
     def on_url(self, part: bytes) -> None:
         self._target += part
@@ -166,7 +174,7 @@ class Channel(Protocol):
                 errors.HEADERS_TOO_LARGE, f"The headers are larger than {self._limits.headers} bytes."
             )
         method, self._method = self._method or self._parser.get_method(), b""
-        request = self._request(method, target, fields)
+        request = self._request(method, rules.origin_form(target), fields)
         self.reading = Reading.BODY
         self._incoming = request
         self.requests.append(request)
@@ -210,10 +218,13 @@ class Channel(Protocol):
             protocol.dataReceived(early)
 
     def on_body(self, data: bytes) -> None:
+        self._head_size = 0  # what is counted now is what is not body: chunk extensions and trailers
         if self._incoming is not None and self._incoming.body is not None:
             self._incoming.body.feed(data)
 
     def on_message_complete(self) -> None:
+        self._begun = False
+        self._head_size = 0
         if self._parser.should_upgrade():
             return  # llhttp sees no body behind an offer to upgrade; see _upgrade_offered
         request, self._incoming = self._incoming, None
@@ -245,10 +256,14 @@ class Channel(Protocol):
 
     def _serve(self) -> None:
         """Render the first request that is not answered, one after the other."""
+        if self._serving:
+            return  # a request that is answered at once: to go on from here would be a recursion as deep as the pipeline is long
+        self._serving = True
         while self.requests and self.requests[0] is not self._served and not self._closing:
             self._served = self.requests[0]
             self._served.process()
-        if self._refusal is not None and not self.requests:
+        self._serving = False
+        if self._refusal is not None and not self.requests and not self._closing:
             refusal, self._refusal = self._refusal, None
             self._answer_refusal(refusal)
 
@@ -259,12 +274,13 @@ class Channel(Protocol):
     def requestDone(self, request: Request) -> None:
         """A response is written: go on with the next request, or close."""
         self.requests.popleft()
-        if self.reading is Reading.UPGRADE:
-            self._declined()
         if not self.may_persist(request):
             self.requests.clear()  # the client was told, or told us, that this was the last
-            self._close(linger=request.body is not None and not request.body.over)
+            uploading = request.body is not None and not request.body.over
+            self._close(linger=uploading or self.reading is Reading.NOTHING)
             return
+        if self.reading is Reading.UPGRADE and not self.requests:
+            self._declined()
         if not self.requests and self.reading is Reading.HEAD and self._head_size == 0:
             self._deadline.set(self._limits.keep_alive)
         self._serve()
@@ -295,12 +311,16 @@ class Channel(Protocol):
             wanted = not self._early
         elif body is not None:
             wanted = body.wants
-            if wanted:
+            if body.awaited:
                 self._deadline.set(self._limits.body_idle)
             else:
                 self._deadline.clear()
         else:
             wanted = len(self.requests) < 2
+            if not wanted:
+                self._deadline.clear()  # for the next head, of which we read no more
+            elif self._paused and self._head_size:
+                self._deadline.set(self._limits.header_time)
         if wanted is self._paused:
             self._paused = not wanted
             if wanted:
@@ -312,7 +332,7 @@ class Channel(Protocol):
 
     def drain(self) -> None:
         """Take no further request: close at once where none is in progress."""
-        if not self.requests and self._head_size == 0:
+        if not self.requests and self._head_size == 0 and self.reading is not Reading.TUNNEL:
             self._close(linger=False)
 
     def loseConnection(self) -> None:

@@ -45,6 +45,10 @@ class Site(server.Site):
     def stopFactory(self) -> None:
         """See :meth:`startFactory`."""
 
+    def acceptableProtocols(self) -> list[bytes]:
+        """What TLS clients may choose from; twisted.web would offer HTTP/2 where the package for it is installed."""
+        return [b"http/1.1"]
+
     def buildProtocol(self, addr: Any) -> Any:
         """Take a connection, unless there are too many, or too many from there."""
         if len(self._channels) >= self.limits.connections:
