@@ -30,8 +30,8 @@ ENV PATH=/opt/llmproxy/bin:$PATH
 RUN sleep 1 \
  && python -c "from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))"
 
-# A number, for orchestrators that require a user who is provably not root. It owns nothing, so the root file system may be
-# read-only; only request bodies of 100 kB and more need a temporary file: `--read-only --tmpfs /tmp`.
+# A number, for orchestrators that require a user who is provably not root. It owns nothing and writes nothing, so the root file
+# system may be read-only.
 USER 10001:10001
 
 ENV PORT=33000
