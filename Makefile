@@ -4,6 +4,7 @@
 VENV ?= .venv
 ARGS ?= --demo
 PYTEST_ARGS ?=
+REACTOR ?=
 
 # The Pythons to look for, best first; PYTHON=... is taken alone.
 pythons := $(or $(PYTHON),python3.13 python3.12 python3.11 python3.10 python3 python)
@@ -16,7 +17,7 @@ pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check 
 .PHONY: help
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
-	@printf '\nVENV=dir and PYTHON=python3.x choose where and with which Python (at the first install); ARGS and\nPYTEST_ARGS are appended to the commands: make run ARGS="--port 8080", make test PYTEST_ARGS="-k usage".\n'
+	@printf '\nVENV=dir and PYTHON=python3.x choose where and with which Python (at the first install); ARGS and\nPYTEST_ARGS are appended to the commands: make run ARGS="--port 8080", make test PYTEST_ARGS="-k usage".\nREACTOR is one of twistd for the proxies under test, in the place of their own: make test REACTOR=epoll.\n'
 
 ## Running
 
@@ -28,7 +29,7 @@ run: $(VENV)/.installed ## start the proxy in the foreground, by default with an
 
 .PHONY: test
 test: $(VENV)/.installed-test ## run all tests
-	@$(bin)/python -m pytest $(PYTEST_ARGS)
+	@LLMPROXY_TEST_REACTOR=$(REACTOR) $(bin)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: check
 check: lint types schemas coverage ## run everything that CI runs
@@ -55,7 +56,7 @@ schemas: $(VENV)/.installed-dev ## check workflows and the compose file against 
 
 .PHONY: coverage
 coverage: $(VENV)/.installed-dev ## run all tests and require their branch coverage
-	@$(bin)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	@LLMPROXY_TEST_REACTOR=$(REACTOR) $(bin)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
 
 ## Housekeeping
 

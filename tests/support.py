@@ -1,7 +1,7 @@
 """Both neighbours of the proxy, in memory: an upstream that a test scripts step by step, and a client's connection.
 
 What lies beneath the package's two seams is met in one place only, :func:`connect`. Everything else here knows Twisted's
-interfaces, and nothing of what implements them.
+interfaces and what the package adds to them, and nothing of what implements them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer
 from zope.interface import implementer
 
-from llmproxy.config import BaseURL, Client, Config, Timeouts, Upstream
+from llmproxy.config import Client, Config, Timeouts, Upstream
 from llmproxy.credentials import Credentials
 from llmproxy.exchange import Exchange, Observer
+from llmproxy.http.fields import Fields, OutgoingFields
 from llmproxy.http.interfaces import IAbortableResponse
 from llmproxy.http.server import Site
 from llmproxy.proxy import Gateway
 from llmproxy.site import build
 from llmproxy.transparent import TransparentClient
+from llmproxy.values import BaseURL
 
 TOKEN = b"local-token-of-the-team"
 OPENAI_KEY = "sk-openai-real"
@@ -57,10 +59,17 @@ ANTHROPIC = Upstream(
 CONFIG = Config(
     upstreams=(OPENAI, ANTHROPIC),
     clients=(Client("default", TOKEN),),
-    timeouts=Timeouts(connect=10.0, first_byte=100.0, idle=50.0),
+    timeouts=Timeouts(first_byte=100.0, idle=50.0),
 )
 
 BEARER = (b"Authorization", b"Bearer " + TOKEN)
+# What a client sends, beside its token, to speak WebSocket (RFC 6455 section 4.1).
+HANDSHAKE = (
+    (b"Connection", b"Upgrade"),
+    (b"Upgrade", b"websocket"),
+    (b"Sec-WebSocket-Key", b"dGhlIHNhbXBsZSBub25jZQ=="),
+    (b"Sec-WebSocket-Version", b"13"),
+)
 
 
 @contextmanager
@@ -72,30 +81,199 @@ def log_lines() -> Iterator[list[str]]:
     lines.extend(formatEvent(event) for event in events)
 
 
+class Wire(StringTransport):
+    """The proxy's end of a connection, which the test drives from the other end, as a :class:`Peer`.
+
+    As in a reactor, what comes while reading is paused waits, and a loss that the proxy brings about is told in a later turn.
+
+    :ivar ending: how the proxy has ended it: ``open`` (not yet), ``closed`` (after all that was written) or ``reset``; ``left``
+        where the peer did.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(peerAddress=IPv4Address("TCP", "127.0.0.1", 50000), lenient=True)
+        self.protocol: Any = None
+        self.ending = "open"
+        self._clock = clock
+        self._full = False
+        self._lost = False
+        self._arrived: list[bytes] = []
+        self._delivering = False
+
+    # What the proxy calls
+
+    def write(self, data: bytes) -> None:
+        if self.ending == "open":
+            super().write(data)
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        assert enabled
+
+    def loseWriteConnection(self) -> None:
+        if self.ending == "open":
+            self.ending = "closed"
+
+    def loseConnection(self) -> None:
+        self._end("closed", error.ConnectionDone())
+
+    def abortConnection(self) -> None:
+        self._end("reset", error.ConnectionAborted())
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        assert streaming
+        if self._lost:
+            producer.stopProducing()
+            return
+        super().registerProducer(producer, streaming)
+        if self._full:
+            producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        self._deliver()
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+    # What the test does from the other end
+
+    def arrive(self, data: bytes) -> None:
+        self._arrived.append(data)
+        self._deliver()
+
+    def fill(self) -> None:
+        self._full = True
+        if self.producer is not None:
+            self.producer.pauseProducing()
+
+    def empty(self) -> None:
+        self._full = False
+        if self.producer is not None:
+            self.producer.resumeProducing()
+
+    def lose(self, reason: Exception) -> None:
+        if not self._lost:
+            self._lost = self.disconnecting = True
+            producer, self.producer = self.producer, None
+            if producer is not None:
+                producer.stopProducing()
+            self.protocol.connectionLost(Failure(reason))
+
+    def _deliver(self) -> None:
+        if self._delivering:
+            return  # by the call that is going on further up
+        self._delivering = True
+        try:
+            while self._arrived and self.producerState == "producing" and not self.disconnecting:
+                self.protocol.dataReceived(self._arrived.pop(0))
+        finally:
+            self._delivering = False
+
+    def _end(self, ending: str, reason: Exception) -> None:
+        if not self.disconnecting:
+            self.disconnecting = True
+            self.ending = ending
+            self._clock.callLater(0, self.lose, reason)
+
+
+class Peer:
+    """Whoever is at the other end of a connection of the proxy's."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    @property
+    def received(self) -> bytes:
+        """All bytes that the proxy has written so far."""
+        received: bytes = self._wire.value()
+        return received
+
+    @property
+    def ending(self) -> str:
+        """How the connection has ended; see :class:`Wire`."""
+        return self._wire.ending
+
+    @property
+    def unread(self) -> bool:
+        """Whether the proxy reads nothing for now."""
+        return self._wire.producerState == "paused"
+
+    def send(self, data: bytes) -> None:
+        """Let bytes of the peer arrive."""
+        self._wire.arrive(data)
+
+    def leave(self, reason: Exception | None = None) -> None:
+        """Close the connection from the peer's side, by default in order."""
+        self._wire.ending = "left"
+        self._wire.lose(reason or error.ConnectionDone())
+
+    def stop_reading(self) -> None:
+        """Take no more for now, so that the proxy's buffers are full."""
+        self._wire.fill()
+
+    def read_on(self) -> None:
+        """Take all there is, so that the proxy's buffers are empty."""
+        self._wire.empty()
+
+
+class ClientConnection(Peer):
+    """A client's end of a connection to the proxy."""
+
+    def ask(
+        self,
+        target: bytes,
+        method: bytes = b"GET",
+        headers: Sequence[tuple[bytes, bytes]] = (BEARER,),
+        body: bytes | None = None,
+        version: bytes = b"HTTP/1.1",
+    ) -> None:
+        """Send a whole request."""
+        framing = () if body is None else ((b"Content-Length", b"%d" % len(body)),)
+        lines = [b"%b: %b\r\n" % header for header in ((b"Host", b"proxy.example"), *headers, *framing)]
+        self.send(b"%b %b %b\r\n%b\r\n%b" % (method, target, version, b"".join(lines), body or b""))
+
+    def response(self, method: bytes = b"GET") -> Response:
+        """Read what was received as one response to a request of a method."""
+        return Response.read(self.received, method, self.ending)
+
+
 @implementer(IAbortableResponse, IPushProducer)
 class UpstreamResponse:
     """A response whose body the test writes; it is the transport of the protocol that the body is delivered to.
 
     :ivar aborted: how often it was given up.
     :ivar paused: whether the reader has asked for a pause.
+    :ivar peer: the upstream's end of the connection, once it was handed over.
     """
 
     version = (b"HTTP", 1, 1)
     request = None
     previousResponse = None
 
-    def __init__(self, code: int, phrase: bytes, headers: Headers, length: object) -> None:
+    def __init__(self, clock: Clock, code: int, phrase: bytes, headers: Headers, length: object) -> None:
+        self._clock = clock
         self.code = code
         self.phrase = phrase
         self.headers = headers
         self.length = length
+        self.trailers: Fields | None = None
         self.aborted = 0
         self.paused = False
         self.reader: IProtocol
+        self.peer: Peer
 
     def deliverBody(self, protocol: IProtocol) -> None:
         self.reader = protocol
         protocol.makeConnection(cast(ITransport, self))
+
+    def switchProtocols(self, protocol: IProtocol) -> None:
+        wire = Wire(self._clock)
+        wire.protocol = protocol
+        self.peer = Peer(wire)
+        protocol.makeConnection(cast(ITransport, wire))
 
     def setPreviousResponse(self, response: object) -> None:
         raise AssertionError("a redirect was followed")
@@ -116,8 +294,9 @@ class UpstreamResponse:
         """Let a piece of the body arrive."""
         self.reader.dataReceived(data)
 
-    def end(self, reason: Exception | None = None) -> None:
+    def end(self, reason: Exception | None = None, trailers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Let the body end, by default whole."""
+        self.trailers = Fields(trailers)
         self.reader.connectionLost(Failure(ResponseDone() if reason is None else reason))
 
 
@@ -125,9 +304,10 @@ class UpstreamResponse:
 class UpstreamRequest:
     """A request as it reached the upstream, and the test's hand on what comes back."""
 
+    clock: Clock
     method: bytes
     url: bytes
-    headers: Headers
+    headers: OutgoingFields
     producer: IBodyProducer | None
     cancelled: bool = False
     answered: Deferred[UpstreamResponse] = attrs.field(init=False)
@@ -142,6 +322,11 @@ class UpstreamRequest:
         """All names, in lower case, with their values."""
         return pairs(self.headers)
 
+    def interim(self, code: int, phrase: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Let an interim response arrive."""
+        assert self.headers.informational is not None
+        self.headers.informational(code, phrase, Fields(headers))
+
     def answer(
         self,
         code: int = 200,
@@ -150,8 +335,7 @@ class UpstreamRequest:
         length: object = UNKNOWN_LENGTH,
     ) -> UpstreamResponse:
         """Let the headers of a response arrive."""
-        made = make_headers(headers)
-        response = UpstreamResponse(code, phrase, made, length)
+        response = UpstreamResponse(self.clock, code, phrase, Fields(headers), length)
         self.answered.callback(response)
         return response
 
@@ -167,7 +351,8 @@ class ScriptedAgent:
     :ivar broken: raised in place of sending, if set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.requests: list[UpstreamRequest] = []
         self.broken: Exception | None = None
 
@@ -180,8 +365,8 @@ class ScriptedAgent:
     ) -> Deferred[Any]:
         if self.broken is not None:
             raise self.broken
-        assert headers is not None
-        request = UpstreamRequest(method, uri, headers, bodyProducer)
+        assert isinstance(headers, OutgoingFields)
+        request = UpstreamRequest(self._clock, method, uri, headers, bodyProducer)
         self.requests.append(request)
         return request.answered
 
@@ -192,97 +377,15 @@ class ScriptedAgent:
         return request
 
 
-class _Transport(StringTransport):
-    """The proxy's end of a client's connection; as in a reactor, its loss is told in a later turn.
-
-    :ivar ending: ``open``, ``closed`` (after all that was written) or ``reset``.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(peerAddress=IPv4Address("TCP", "127.0.0.1", 50000), lenient=True)
-        self.protocol: Any = None
-        self.ending = "open"
-        self._clock = clock
-
-    def loseConnection(self) -> None:
-        self._end("closed", error.ConnectionDone())
-
-    def abortConnection(self) -> None:
-        self._end("reset", error.ConnectionAborted())
-
-    def _end(self, ending: str, reason: Exception) -> None:
-        if self.ending == "open":
-            self.ending = ending
-            self.disconnecting = True
-            self._clock.callLater(0, self.protocol.connectionLost, Failure(reason))
-
-
-class ClientConnection:
-    """A client's end of a connection to the proxy."""
-
-    def __init__(self, transport: _Transport) -> None:
-        self._transport = transport
-
-    @property
-    def received(self) -> bytes:
-        """All bytes that the proxy has written so far."""
-        received: bytes = self._transport.value()
-        return received
-
-    @property
-    def ending(self) -> str:
-        """How the proxy has ended the connection: ``open`` (not yet), ``closed`` or ``reset``."""
-        return self._transport.ending
-
-    def send(self, data: bytes) -> None:
-        """Let bytes of the client arrive."""
-        self._transport.protocol.dataReceived(data)
-
-    def ask(
-        self,
-        target: bytes,
-        method: bytes = b"GET",
-        headers: Sequence[tuple[bytes, bytes]] = (BEARER,),
-        body: bytes | None = None,
-        version: bytes = b"HTTP/1.1",
-    ) -> None:
-        """Send a whole request."""
-        framing = () if body is None else ((b"Content-Length", b"%d" % len(body)),)
-        lines = [b"%b: %b\r\n" % header for header in ((b"Host", b"proxy.example"), *headers, *framing)]
-        self.send(b"%b %b %b\r\n%b\r\n%b" % (method, target, version, b"".join(lines), body or b""))
-
-    def leave(self) -> None:
-        """Close the connection from the client's side."""
-        self._transport.ending = "left"
-        self._transport.protocol.connectionLost(Failure(error.ConnectionDone()))
-
-    def stop_reading(self) -> None:
-        """Take no more for now, so that the proxy's buffers are full."""
-        self._producer().pauseProducing()
-
-    def read_on(self) -> None:
-        """Take all there is, so that the proxy's buffers are empty."""
-        self._producer().resumeProducing()
-
-    def _producer(self) -> IPushProducer:
-        producer: Any = self._transport.producer
-        assert producer is not None, "nothing here can be slowed down"
-        return cast(IPushProducer, producer)
-
-    def response(self, method: bytes = b"GET") -> Response:
-        """Read what was received as one response to a request of a method."""
-        return Response.read(self.received, method, self.ending)
-
-
 def connect(site: Any, clock: Clock) -> ClientConnection:
     """Connect a client to a Site: the one place that knows how the server side is given its bytes.
 
     :param site: the package's Site.
     """
-    transport = _Transport(clock)
-    transport.protocol = site.buildProtocol(transport.getPeer())
-    transport.protocol.makeConnection(transport)
-    return ClientConnection(transport)
+    wire = Wire(clock)
+    wire.protocol = site.buildProtocol(wire.getPeer())
+    wire.protocol.makeConnection(wire)
+    return ClientConnection(wire)
 
 
 @attrs.frozen
@@ -291,6 +394,7 @@ class Response:
 
     :ivar whole: whether its end was seen; a truncated one is not whole.
     :ivar rest: bytes behind its end, which would be taken for the next response.
+    :ivar trailers: the fields behind a chunked body.
     """
 
     version: bytes
@@ -300,6 +404,7 @@ class Response:
     body: bytes
     whole: bool
     rest: bytes = b""
+    trailers: tuple[tuple[bytes, bytes], ...] = ()
 
     @classmethod
     def read(cls, received: bytes, method: bytes, ending: str) -> Response:
@@ -307,19 +412,20 @@ class Response:
         assert blank, f"no whole head: {received!r}"
         status_line, *lines = head.split(b"\r\n")
         version, code, phrase = status_line.split(b" ", 2)
-        headers = [(name.lower(), value) for name, _, value in (line.partition(b": ") for line in lines)]
+        headers = _fields(lines)
         named = dict(headers)
         status = int(code)
-        if method == b"HEAD" or status in (204, 304):
+        trailers: tuple[tuple[bytes, bytes], ...] = ()
+        if method == b"HEAD" or status < 200 or status in (204, 304):
             body, whole, rest = b"", True, content
         elif named.get(b"transfer-encoding") == b"chunked":
-            body, whole, rest = _dechunk(content)
+            body, trailers, whole, rest = _dechunk(content)
         elif b"content-length" in named:
             length = int(named[b"content-length"])
             body, whole, rest = content[:length], len(content) >= length, content[length:]
         else:
             body, whole, rest = content, ending == "closed", b""
-        return cls(version, status, phrase, headers, body, whole, rest)
+        return cls(version, status, phrase, headers, body, whole, rest, trailers)
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of a header, in order."""
@@ -330,16 +436,22 @@ class Response:
         return json.loads(self.body)
 
 
-def _dechunk(content: bytes) -> tuple[bytes, bool, bytes]:
+def _fields(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower(), value) for name, _, value in (line.partition(b": ") for line in lines)]
+
+
+def _dechunk(content: bytes) -> tuple[bytes, tuple[tuple[bytes, bytes], ...], bool, bytes]:
+    """The body, the trailers, whether its end was seen, and the bytes behind it."""
     body = b""
     while b"\r\n" in content:
         size_line, _, content = content.partition(b"\r\n")
         size = int(size_line, 16)
         if size == 0:
-            return body, content.startswith(b"\r\n"), content[2:]
+            head, end, rest = (b"\r\n" + content).partition(b"\r\n\r\n")
+            return body, tuple(_fields(head.split(b"\r\n")[1:])), bool(end), rest
         body += content[:size]
         content = content[size + 2 :]
-    return body, False, b""
+    return body, (), False, b""
 
 
 class Proxy:
@@ -350,7 +462,7 @@ class Proxy:
 
     def __init__(self, config: Config = CONFIG, observers: Sequence[Observer] = ()) -> None:
         self.clock = Clock()
-        self.agent = ScriptedAgent()
+        self.agent = ScriptedAgent(self.clock)
         self.exchanges: list[Exchange] = []
         gateway = Gateway(
             credentials=Credentials(config.clients),
@@ -374,14 +486,6 @@ class Proxy:
     def turn(self) -> None:
         """Let the reactor's next turn come."""
         self.clock.advance(0)
-
-
-def make_headers(listed: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Headers from names and values."""
-    headers = Headers()
-    for name, value in listed:
-        headers.addRawHeader(name, value)
-    return headers
 
 
 def pairs(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from llmproxy.config import Client
 from llmproxy.credentials import Caller, Credentials
-from tests.support import TOKEN, make_headers
+from llmproxy.http.fields import Fields
+from tests.support import TOKEN
 
 ALICE = Client("alice", TOKEN)
 BOB = Client("bob", b"another-token-of-bob")
@@ -14,7 +15,7 @@ CREDENTIALS = Credentials([ALICE, BOB])
 
 
 def authorize(*sent: tuple[bytes, bytes]) -> Caller | None:
-    return CREDENTIALS.authorize(make_headers(sent))
+    return CREDENTIALS.authorize(Fields(sent))
 
 
 @pytest.mark.parametrize(
@@ -29,9 +30,18 @@ def authorize(*sent: tuple[bytes, bytes]) -> Caller | None:
         [(b"Authorization", b"Bearer " + TOKEN), (b"x-api-key", TOKEN)],
         [(b"Authorization", b"Bearer " + TOKEN), (b"Authorization", b"bearer " + TOKEN)],
         [(b"x-api-key", TOKEN), (b"x-api-key", TOKEN)],
+        [(b"Sec-WebSocket-Protocol", b"openai-insecure-api-key." + TOKEN)],
+        [(b"sec-websocket-protocol", b"realtime, openai-insecure-api-key." + TOKEN + b" ,x")],
+        [
+            (b"Sec-WebSocket-Protocol", b"realtime"),
+            (b"Sec-WebSocket-Protocol", b"openai-insecure-api-key." + TOKEN),
+        ],
+        [(b"Sec-WebSocket-Protocol", b"realtime"), (b"x-api-key", TOKEN)],
+        [(b"Sec-WebSocket-Protocol", b"x-openai-insecure-api-key.other"), (b"x-api-key", TOKEN)],
+        [(b"Sec-WebSocket-Protocol", b"openai-insecure-api-key." + TOKEN), (b"x-api-key", TOKEN)],
     ],
 )
-def test_the_token_is_taken_from_either_header(sent: list[tuple[bytes, bytes]]) -> None:
+def test_the_token_is_taken_from_each_of_its_places(sent: list[tuple[bytes, bytes]]) -> None:
     assert authorize(*sent) == Caller(ALICE, TOKEN)
 
 
@@ -56,13 +66,23 @@ def test_the_token_is_taken_from_either_header(sent: list[tuple[bytes, bytes]]) 
         [(b"x-api-key", b"Bearer " + TOKEN)],
         [(b"Proxy-Authorization", b"Bearer " + TOKEN)],
         [(b"Cookie", TOKEN)],
+        [(b"Sec-WebSocket-Protocol", TOKEN)],
+        [(b"Sec-WebSocket-Protocol", b"realtime")],
+        [(b"Sec-WebSocket-Protocol", b"openai-insecure-api-key.")],
+        [(b"Sec-WebSocket-Protocol", b"openai-insecure-api-key.wrong")],
+        [(b"Sec-WebSocket-Protocol", b"OpenAI-Insecure-API-Key." + TOKEN)],
+        [(b"Sec-WebSocket-Protocol", b"x-openai-insecure-api-key." + TOKEN)],
     ],
 )
 def test_a_request_without_a_valid_token_has_no_caller(sent: list[tuple[bytes, bytes]]) -> None:
     assert authorize(*sent) is None
 
 
-GOOD = [(b"Authorization", b"Bearer " + TOKEN), (b"x-api-key", TOKEN)]
+GOOD = [
+    (b"Authorization", b"Bearer " + TOKEN),
+    (b"x-api-key", TOKEN),
+    (b"Sec-WebSocket-Protocol", b"realtime, openai-insecure-api-key." + TOKEN),
+]
 BAD = [
     (b"Authorization", b"Bearer wrong"),
     (b"Authorization", b"Basic " + TOKEN),
@@ -71,6 +91,8 @@ BAD = [
     (b"x-api-key", b""),
     (b"Authorization", b"Bearer " + BOB.token),
     (b"x-api-key", BOB.token),
+    (b"Sec-WebSocket-Protocol", b"openai-insecure-api-key.wrong"),
+    (b"Sec-WebSocket-Protocol", b"openai-insecure-api-key." + BOB.token + b", realtime"),
 ]
 
 

@@ -12,7 +12,9 @@ from twisted.internet.testing import MemoryReactorClock
 from llmproxy import demo
 from llmproxy.demo_service import TOKEN, DemoService
 from tests.support import ANTHROPIC_KEY, connect, log_lines
-from tests.test_service import Reactor
+from tests.test_service import Reactor, collector, limits
+
+__all__ = ["collector", "limits"]  # fixtures: starting a service changes the process
 
 
 class Demo:
@@ -22,7 +24,7 @@ class Demo:
         self.reactor: MemoryReactorClock = Reactor()
         self.told: list[str] = []
         self.service = DemoService(
-            self.reactor, listen or ["tcp:33000:interface=127.0.0.1"], self.told.append
+            self.reactor, listen or ["tcp:33000:interface=127.0.0.1"], announce=self.told.append
         )
 
     def start(self) -> list[str]:
@@ -81,6 +83,22 @@ def test_the_commands_name_the_first_port_that_curl_can_reach() -> None:
     made = Demo("unix:/run/llmproxy.sock", "tcp:8080", "tcp:8081")
     made.start()
     assert "http://127.0.0.1:8080/" in made.told[0]
+
+
+@pytest.mark.parametrize(
+    ("listen", "reached"),
+    [
+        ("tcp:8080", "127.0.0.1:8080"),
+        ("tcp:8080:interface=127.0.0.1", "127.0.0.1:8080"),
+        ("tcp:8080:interface=10.0.0.1", "10.0.0.1:8080"),
+        ("tcp6:8080", "[::1]:8080"),
+        ("tcp6:8080:interface=2001\\:db8\\:\\:1", "[2001:db8::1]:8080"),
+    ],
+)
+def test_the_commands_name_the_interface_that_is_listened_on(listen: str, reached: str) -> None:
+    made = Demo(listen)
+    made.start()
+    assert re.findall(r"http://(.*?)/(?:openai|anthropic)/", made.told[0]) == [reached, reached]
 
 
 def test_without_such_a_port_nothing_is_told() -> None:

@@ -1,787 +1,407 @@
 from __future__ import annotations
 
-import datetime
-import ipaddress
-from typing import Any, cast
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-from OpenSSL import SSL
-from service_identity import VerificationError
-from twisted.internet import error, ssl
-from twisted.internet.address import IPv4Address
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IConsumer, IHostnameResolver, IHostResolution, IResolutionReceiver
-from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.testing import AccumulatingProtocol, MemoryReactorClock, StringTransport
-from twisted.protocols.tls import TLSMemoryBIOFactory
-from twisted.python.failure import Failure
-from twisted.test.iosim import FakeTransport, IOPump
-from twisted.test.iosim import connect as pump_together
+from twisted.internet import error
+from twisted.internet.defer import CancelledError
 from twisted.web.client import (
-    BrowserLikePolicyForHTTPS,
-    PotentialDataLoss,
     RequestTransmissionFailed,
     ResponseDone,
     ResponseFailed,
     ResponseNeverReceived,
 )
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
-from zope.interface import implementer
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer
 from zope.interface.verify import verifyObject
 
-from llmproxy import errors
-from llmproxy.http.client import IDLE_CONNECTION, PooledAgent
-from llmproxy.http.interfaces import IAbortableResponse
-from tests.support import OPENAI, make_headers, pairs
+from llmproxy.http.body import BrokenBody
+from llmproxy.http.client import _HeldBody, _KnownBody
+from llmproxy.http.fields import Fields
+from llmproxy.http.limits import UpstreamLimits
+from tests.upstream_support import HOST, OK, RESET, MemoryAgent, Upload, Whole, Wire, read
 
-URL = b"http://upstream.example/v1/x"
-HOST = (b"Host", b"upstream.example")
-TOOK_TOO_LONG = (
-    errors.GATEWAY_TIMEOUT,
-    "The upstream openai (openai.example) did not take the connection in time.",
-)
-
-
-class Outcome:
-    """What a Deferred has come to."""
-
-    def __init__(self, deferred: Deferred[Any]) -> None:
-        self.deferred = deferred
-        self.results: list[Any] = []
-        self.failures: list[Failure] = []
-        deferred.addCallbacks(self.results.append, self.failures.append)
-
-    @property
-    def response(self) -> Any:
-        (response,) = self.results
-        return response
-
-    @property
-    def failure(self) -> Failure:
-        (failure,) = self.failures
-        return failure
-
-
-class Wire(StringTransport):
-    """The transport of a connection to the upstream.
-
-    :ivar aborted: whether the agent has reset it.
-    """
-
-    aborted = False
-
-    def __init__(self, protocol: Any) -> None:
-        super().__init__(lenient=True)
-        self.protocol = protocol
-
-    def abortConnection(self) -> None:
-        self.aborted = True
-
-    def answer(self, data: bytes) -> None:
-        self.protocol.dataReceived(data)
-
-    def lose(self, reason: Exception) -> None:
-        self.protocol.connectionLost(Failure(reason))
-
-
-@implementer(IHostnameResolver)
-class Resolver:
-    """Resolves every name in a later turn, as the reactor's own does.
-
-    :param found: whether a name has an address.
-    """
-
-    def __init__(self, reactor: MemoryReactorClock, found: bool = True) -> None:
-        self._reactor = reactor
-        self._found = found
-
-    def resolveHostName(
-        self,
-        resolutionReceiver: IResolutionReceiver,
-        hostName: str,
-        portNumber: int = 0,
-        addressTypes: object = None,
-        transportSemantics: str = "TCP",
-    ) -> IHostResolution:
-        resolution: Any = None
-        resolutionReceiver.resolutionBegan(resolution)
-        if self._found:
-            resolutionReceiver.addressResolved(IPv4Address("TCP", "127.0.0.1", portNumber))
-        self._reactor.callLater(0, resolutionReceiver.resolutionComplete)
-        return cast(IHostResolution, resolution)
-
-
-def make_reactor() -> MemoryReactorClock:
-    reactor = MemoryReactorClock()
-    reactor.nameResolver = Resolver(reactor)
-    return reactor
-
-
-class Upstream:
-    """An agent in memory, and the upstream's side of its connections."""
-
-    def __init__(self) -> None:
-        self.reactor = make_reactor()
-        self.agent = PooledAgent(self.reactor, 10.0)
-
-    def request(
-        self,
-        url: bytes = URL,
-        method: bytes = b"GET",
-        headers: list[tuple[bytes, bytes]] | None = None,
-        body: IBodyProducer | None = None,
-    ) -> Outcome:
-        outcome = Outcome(self.agent.request(method, url, make_headers(headers or [HOST]), body))
-        self.reactor.advance(0)
-        return outcome
-
-    def accept(self) -> Wire:
-        """Let the connection that was attempted last come up."""
-        factory = self.reactor.tcpClients[-1][2]
-        wire = Wire(factory.buildProtocol(None))
-        wire.protocol.makeConnection(wire)
-        return wire
-
-    def refuse(self, reason: Exception) -> None:
-        """Let the connection that was attempted last fail."""
-        factory = self.reactor.tcpClients[-1][2]
-        factory.clientConnectionFailed(self.reactor.connectors[-1], Failure(reason))
-        self.reactor.advance(0.3)  # HostnameEndpoint looks for further addresses then
-
-    def exchange(self, answer: bytes, method: bytes = b"GET") -> tuple[Outcome, Wire]:
-        """Send a request on a new connection, and answer."""
-        outcome = self.request(method=method)
-        wire = self.accept()
-        if answer:
-            wire.answer(answer)
-        return outcome, wire
+REQUEST = b"GET /v1/x HTTP/1.1\r\nHost: upstream.example\r\n\r\n"
+HELD = 64 * 1024
 
 
 @pytest.fixture
-def upstream() -> Upstream:
-    return Upstream()
+def agent() -> MemoryAgent:
+    return MemoryAgent()
 
 
-class Body(AccumulatingProtocol):
-    """A reader of a body."""
-
-    transport: Any
-
-    pause_at_once = False
-
-    def connectionMade(self) -> None:
-        super().connectionMade()
-        if self.pause_at_once:
-            self.transport.pauseProducing()
-
-    @property
-    def end(self) -> Failure:
-        assert self.closedReason is not None
-        return self.closedReason
-
-
-def read(response: Any) -> Body:
-    body = Body()
-    response.deliverBody(body)
-    return body
-
-
-@implementer(IBodyProducer)
-class Producer:
-    """A request body that the test writes."""
-
-    def __init__(self, length: object) -> None:
-        self.length = length
-        self.done: Deferred[None] = Deferred()
-        self.stopped = False
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        self.consumer = consumer
-        return self.done
-
-    def stopProducing(self) -> None:
-        self.stopped = True
-
-    def pauseProducing(self) -> None:
-        raise AssertionError("this test has no full buffers")
-
-    def resumeProducing(self) -> None:
-        raise AssertionError("this test has no full buffers")
+def test_it_is_an_agent(agent: MemoryAgent) -> None:
+    assert verifyObject(IAgent, agent.agent)
 
 
 class TestRequest:
     @pytest.mark.parametrize(
-        ("url", "target"),
+        "target",
         [
-            (b"http://upstream.example/", b"/"),
-            (b"http://upstream.example/a;", b"/a;"),
-            (b"http://upstream.example/a?", b"/a?"),
-            (b'http://upstream.example/%2F?x=[|]"\\', b'/%2F?x=[|]"\\'),
-            (b"http://upstream.example//evil.example/x", b"//evil.example/x"),
-            (b"http://upstream.example/http://evil.example/", b"/http://evil.example/"),
+            b"/",
+            b"/a;",
+            b"/a?",
+            b'/%2F%2f?x=[|]"\\^`{}',
+            b"//evil.example/x",
+            b"/http://evil.example/",
+            b"/../..//./",
+            b"/caf\xc3\xa9",
         ],
     )
-    def test_the_bytes_from_the_path_on_are_the_request_target(
-        self, upstream: Upstream, url: bytes, target: bytes
-    ) -> None:
-        upstream.request(url)
-        assert upstream.accept().value().startswith(b"GET " + target + b" HTTP/1.1\r\n")
-        assert len(upstream.reactor.tcpClients) == 1
+    def test_the_bytes_from_the_path_on_are_the_target(self, agent: MemoryAgent, target: bytes) -> None:
+        agent.ask(url=b"http://192.0.2.1" + target)
+        assert agent.accept().take() == b"GET " + target + b" HTTP/1.1\r\nHost: upstream.example\r\n\r\n"
 
     @pytest.mark.parametrize(
-        ("url", "port"),
+        ("base", "address"),
         [
-            (b"http://upstream.example/", 80),
-            (b"https://upstream.example/", 443),
-            (b"http://upstream.example:8080/", 8080),
-            (b"https://upstream.example:8443/", 8443),
-            (b"http://[2001:db8::1]/", 80),
-            (b"http://[2001:db8::1]:81/", 81),
+            (b"http://192.0.2.1", ("192.0.2.1", 80)),
+            (b"http://192.0.2.1:8080", ("192.0.2.1", 8080)),
+            (b"https://192.0.2.1", ("192.0.2.1", 443)),
+            (b"https://192.0.2.1:8443", ("192.0.2.1", 8443)),
+            (b"http://[2001:db8::1]", ("2001:db8::1", 80)),
+            (b"http://[2001:db8::1]:8080", ("2001:db8::1", 8080)),
+            (b"http://upstream.example", ("192.0.2.1", 80)),
+            (b"http://upstream.example:8080", ("192.0.2.1", 8080)),
         ],
     )
-    def test_it_connects_to_the_port_of_the_url(self, upstream: Upstream, url: bytes, port: int) -> None:
-        upstream.request(url)
-        assert [attempt[1] for attempt in upstream.reactor.tcpClients] == [port]
-
-    def test_headers_go_out_as_they_are(self, upstream: Upstream) -> None:
-        upstream.request(headers=[HOST, (b"X-A", b"2"), (b"X-A", b"1")])
-        assert upstream.accept().value().endswith(b"Host: upstream.example\r\nX-A: 2\r\nX-A: 1\r\n\r\n")
-
-    def test_what_was_expected_of_the_proxy_is_not_expected_of_the_upstream(self, upstream: Upstream) -> None:
-        given = make_headers([HOST, (b"Expect", b"100-continue")])
-        upstream.agent.request(b"GET", URL, given)
-        upstream.reactor.advance(0)
-        assert b"xpect" not in upstream.accept().value()
-        assert given.hasHeader(b"expect")
-
-    def test_a_body_with_a_length_is_sent_with_it(self, upstream: Upstream) -> None:
-        body = Producer(5)
-        upstream.request(method=b"POST", body=body)
-        wire = upstream.accept()
-        body.consumer.write(b"hello")
-        body.done.callback(None)
-        head, _, content = wire.value().partition(b"\r\n\r\n")
-        assert b"Content-Length: 5" in head
-        assert content == b"hello"
-
-    def test_a_body_without_a_length_is_sent_chunked(self, upstream: Upstream) -> None:
-        body = Producer(UNKNOWN_LENGTH)
-        upstream.request(method=b"POST", body=body)
-        wire = upstream.accept()
-        body.consumer.write(b"hello")
-        body.done.callback(None)
-        head, _, content = wire.value().partition(b"\r\n\r\n")
-        assert b"Transfer-Encoding: chunked" in head
-        assert content == b"5\r\nhello\r\n0\r\n\r\n"
-
-
-class TestResponse:
-    def test_it_is_there_as_soon_as_its_headers_are(self, upstream: Upstream) -> None:
-        outcome, wire = upstream.exchange(b"HTTP/1.1 200 OK\r\n")
-        assert outcome.results == []
-        wire.answer(b"Content-Length: 5\r\n\r\n")
-        assert (outcome.response.code, outcome.response.phrase) == (200, b"OK")
-
-    @pytest.mark.xfail(strict=True, reason="it does not say that it provides the interface")
-    def test_it_provides_what_the_proxy_relies_on(self, upstream: Upstream) -> None:
-        outcome, _ = upstream.exchange(b"HTTP/1.1 200 OK\r\n\r\n")
-        verifyObject(IAbortableResponse, outcome.response)
-
-    @pytest.mark.parametrize("line", [b"529 unknown", b"200 Fine by me", b"200 ", b"299"])
-    def test_the_reason_phrase_is_kept(self, upstream: Upstream, line: bytes) -> None:
-        outcome, _ = upstream.exchange(b"HTTP/1.1 " + line + b"\r\nContent-Length: 0\r\n\r\n")
-        assert (outcome.response.code, outcome.response.phrase) == (int(line[:3]), line[4:])
-
-    def test_all_headers_are_told_with_those_that_steer_the_connection(self, upstream: Upstream) -> None:
-        outcome, _ = upstream.exchange(
-            b"HTTP/1.1 200 OK\r\nSet-Cookie: b=2\r\nContent-Length: 5\r\nSet-Cookie: a=1\r\n"
-            b"Connection: x-hop\r\nX-Hop: 1\r\n\r\n"
-        )
-        assert sorted(pairs(outcome.response.headers)) == [
-            (b"connection", b"x-hop"),
-            (b"content-length", b"5"),
-            (b"set-cookie", b"a=1"),
-            (b"set-cookie", b"b=2"),
-            (b"x-hop", b"1"),
-        ]
-
-    @pytest.mark.parametrize("method", [b"HEAD", b"GET"])
-    def test_the_length_of_a_head_or_an_empty_response_is_told(
-        self, upstream: Upstream, method: bytes
+    def test_it_connects_to_the_origin_of_the_url(
+        self, agent: MemoryAgent, base: bytes, address: tuple[str, int]
     ) -> None:
-        code = b"200 OK" if method == b"HEAD" else b"304 Not Modified"
-        outcome, _ = upstream.exchange(b"HTTP/1.1 " + code + b"\r\nContent-Length: 77\r\n\r\n", method)
-        assert outcome.response.headers.getRawHeaders(b"content-length") == [b"77"]
-        assert read(outcome.response).end.check(ResponseDone)
+        outcome = agent.ask(url=base + b"/v1")
+        ((host, port, *_),) = agent.reactor.tcpClients
+        assert (host, port) == address
+        outcome.deferred.cancel()
+        assert len(outcome.failures) == 1
 
-    def test_a_body_is_delivered_as_it_comes(self, upstream: Upstream) -> None:
-        outcome, wire = upstream.exchange(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
-        body = read(outcome.response)
-        assert body.data == b"a"
-        wire.answer(b"2\r\nb")
-        assert body.data == b"ab"
-        wire.answer(b"c\r\n0\r\n\r\n")
-        assert body.data == b"abc"
-        assert body.end.check(ResponseDone)
+    @pytest.mark.parametrize("kind", [Headers, Fields])
+    def test_headers_of_any_kind_are_sent(self, agent: MemoryAgent, kind: Any) -> None:
+        headers = kind()
+        headers.addRawHeader(b"Host", b"h")
+        headers.addRawHeader(b"X-A", b"1")
+        headers.addRawHeader(b"X-A", b"2")
+        agent.agent.request(b"GET", b"http://192.0.2.1/", headers)
+        assert agent.accept().take() == b"GET / HTTP/1.1\r\nHost: h\r\nX-A: 1\r\nX-A: 2\r\n\r\n"
 
-    def test_a_compressed_body_and_a_redirect_are_left_alone(self, upstream: Upstream) -> None:
-        outcome, _ = upstream.exchange(
-            b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\nContent-Encoding: gzip\r\n"
-            b"Content-Length: 3\r\n\r\nxyz"
-        )
-        assert read(outcome.response).data == b"xyz"
-        assert len(upstream.reactor.tcpClients) == 1
+    def test_a_request_without_headers_has_none(self, agent: MemoryAgent) -> None:
+        agent.agent.request(b"GET", b"http://192.0.2.1/")
+        assert agent.accept().take() == b"GET / HTTP/1.1\r\n\r\n"
 
-    def test_a_reader_can_pause_and_resume_the_upstream(self, upstream: Upstream) -> None:
-        outcome, wire = upstream.exchange(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
-        body = read(outcome.response)
-        assert wire.producerState == "producing"
-        body.transport.pauseProducing()
-        assert wire.producerState == "paused"
-        body.transport.resumeProducing()
-        assert wire.producerState == "producing"
+    def test_a_body_follows_in_its_framing(self, agent: MemoryAgent) -> None:
+        agent.ask(b"POST", body=Whole(b"hello"))
+        assert agent.accept().take().endswith(b"Content-Length: 5\r\n\r\nhello")
 
-    def test_a_pause_that_a_reader_asks_for_at_once_holds(self, upstream: Upstream) -> None:
-        outcome, wire = upstream.exchange(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
-        body = Body()
-        body.pause_at_once = True
-        outcome.response.deliverBody(body)
-        assert wire.producerState == "paused"
-        body.transport.resumeProducing()
-        assert wire.producerState == "producing"
-
-    def test_a_reader_can_stop_the_upstream(self, upstream: Upstream) -> None:
-        outcome, wire = upstream.exchange(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
-        read(outcome.response).transport.stopProducing()
-        assert wire.producerState == "stopped"
+    def test_interim_responses_are_told_to_whoever_the_headers_name(self, agent: MemoryAgent) -> None:
+        outcome = agent.ask()
+        agent.accept().receive(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK)
+        assert agent.informed == [103]
+        assert outcome.result.code == 200
 
 
-class TestAbort:
-    def test_it_resets_the_connection_at_once(self, upstream: Upstream) -> None:
-        outcome, wire = upstream.exchange(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
-        read(outcome.response)
-        outcome.response.abort()
-        assert wire.aborted
+class TestConnections:
+    def test_a_connection_is_used_again(self, agent: MemoryAgent) -> None:
+        wire = agent.kept()
+        outcome = agent.ask()
+        assert wire.take() == REQUEST
+        wire.receive(OK)
+        assert read(outcome.result).body == b"ok"
+        assert agent.attempts == 1
 
-    def test_it_works_before_anyone_reads(self, upstream: Upstream) -> None:
-        outcome, wire = upstream.exchange(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
-        outcome.response.abort()
-        assert wire.aborted
+    def test_origins_share_nothing(self, agent: MemoryAgent) -> None:
+        agent.kept()
+        agent.ask(url=b"http://192.0.2.1:8080/")
+        agent.ask(url=b"http://192.0.2.2/")
+        assert agent.attempts == 3
 
-    @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
-    def test_it_does_nothing_to_a_response_that_is_over(self, upstream: Upstream, method: bytes) -> None:
-        outcome, wire = upstream.exchange(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", method)
-        outcome.response.abort()
-        assert not wire.aborted
+    def test_requests_at_the_same_time_take_a_connection_each(self, agent: MemoryAgent) -> None:
+        agent.kept()
+        agent.ask()
+        agent.ask()
+        assert agent.attempts == 2
 
-    def test_it_does_not_touch_the_next_response_of_the_same_connection(self, upstream: Upstream) -> None:
-        first, wire = upstream.exchange(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        upstream.request()
-        assert len(upstream.reactor.tcpClients) == 1
-        wire.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
-        first.response.abort()
-        assert not wire.aborted
+    def test_a_failure_to_connect_is_told(self, agent: MemoryAgent) -> None:
+        outcome = agent.ask()
+        refused = error.ConnectionRefusedError()
+        agent.refuse(refused)
+        assert outcome.failure.value is refused
+        assert agent.reactor.getDelayedCalls() == []
+
+    def test_the_limits_are_those_given(self) -> None:
+        agent = MemoryAgent(UpstreamLimits(connections=1, connect=5.0))
+        first, second = agent.ask(), agent.ask()
+        assert agent.attempts == 1
+        agent.reactor.advance(5.0)
+        assert first.failure.check(error.TimeoutError)
+        assert second.pending
+        assert agent.attempts == 2
+        agent.reactor.advance(5.0)
+        assert second.failure.check(error.TimeoutError)
+
+    def test_closing_it_closes_what_is_idle(self, agent: MemoryAgent) -> None:
+        wire = agent.kept()
+        agent.agent.close()
+        assert wire.ending == "closed"
+        assert agent.reactor.getDelayedCalls() == []
+
+    def test_only_tls_goes_through_a_proxy(self) -> None:
+        agent = MemoryAgent(proxy_for=lambda host: urlsplit("http://192.0.2.9:3128"))
+        agent.ask(url=b"http://192.0.2.1/")
+        outcome = agent.ask(url=b"https://192.0.2.1/")
+        hosts = [host for host, *_ in agent.reactor.tcpClients]
+        assert hosts == ["192.0.2.1", "192.0.2.9"]
+        outcome.deferred.cancel()
 
 
-class TestEndOfABody:
-    LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
-    CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    TILL_CLOSE = b"HTTP/1.1 200 OK\r\n\r\n"
+class TestCancelling:
+    def test_while_connecting_gives_the_attempt_up(self, agent: MemoryAgent) -> None:
+        outcome = agent.ask(b"POST", body=Upload())
+        outcome.deferred.cancel()
+        assert len(outcome.failures) == 1
+        assert agent.reactor.connectors[0].stoppedConnecting
+        assert agent.reactor.getDelayedCalls() == []
 
-    @pytest.mark.parametrize(
-        ("received", "loss", "end"),
-        [
-            (TILL_CLOSE + b"abc", error.ConnectionDone(), PotentialDataLoss),
-            (TILL_CLOSE + b"abc", error.ConnectionLost(), ResponseFailed),
-            (TILL_CLOSE + b"abc", SSL.Error([("", "", "unexpected eof")]), ResponseFailed),
-            (LENGTH + b"abc", error.ConnectionDone(), ResponseFailed),
-            (LENGTH + b"abc", error.ConnectionLost(), ResponseFailed),
-            (LENGTH, error.ConnectionDone(), ResponseFailed),
-            (CHUNKED + b"3\r\nabc\r\n", error.ConnectionDone(), ResponseFailed),
-            (CHUNKED + b"9\r\nabc", error.ConnectionLost(), ResponseFailed),
-            (CHUNKED + b"3\r\nabc\r\n0\r\n", error.ConnectionDone(), ResponseFailed),
-        ],
-    )
-    def test_a_loss_is_told_for_what_it_is(
-        self, upstream: Upstream, received: bytes, loss: Exception, end: type[Exception]
-    ) -> None:
-        outcome, wire = upstream.exchange(received)
-        body = read(outcome.response)
+    def test_while_waiting_for_a_connection_sends_nothing(self) -> None:
+        agent = MemoryAgent(UpstreamLimits(connections=1))
+        first, second, third = agent.ask(), agent.ask(), agent.ask(url=b"http://192.0.2.1/third")
+        wire = agent.accept()
+        wire.take()
+        second.deferred.cancel()
+        assert second.failure.check(CancelledError)
+        wire.receive(OK)
+        assert first.result.code == 200
+        assert wire.take().startswith(b"GET /third ")
+        assert third.pending
+
+    def test_while_sending_stops_the_upload_and_resets_the_connection(self, agent: MemoryAgent) -> None:
+        body = Upload()
+        outcome = agent.ask(b"POST", body=body)
+        wire = agent.accept()
+        body.write(b"some")
+        outcome.deferred.cancel()
+        assert outcome.failure.check(CancelledError)
+        assert body.stopped
+        assert wire.ending == "reset"
+
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_while_waiting_for_headers_resets_the_connection(self, agent: MemoryAgent, kept: bool) -> None:
+        wire = agent.kept() if kept else None
+        outcome = agent.ask()
+        wire = wire or agent.accept()
+        attempts = agent.attempts
+        outcome.deferred.cancel()
+        assert outcome.failure.check(CancelledError)
+        assert wire.ending == "reset"
+        wire.turn()
+        assert agent.attempts == attempts
+
+    def test_makes_room_for_those_who_wait(self) -> None:
+        agent = MemoryAgent(UpstreamLimits(connections=1))
+        first, second = agent.ask(), agent.ask()
+        wire = agent.accept()
+        first.deferred.cancel()
+        assert agent.attempts == 1
+        wire.turn()
+        assert agent.attempts == 2
+        agent.accept().receive(OK)
+        assert second.result.code == 200
+
+
+class TestSecondSending:
+    """What becomes of a request on a kept connection that the upstream had dropped."""
+
+    def lost(self, agent: MemoryAgent, loss: Exception, body: Any, heard: bytes = b"") -> tuple[Any, bytes]:
+        """Send a request on a kept connection, and lose that; returns what was written."""
+        wire = agent.kept()
+        outcome = agent.ask(b"POST", body=body)
+        sent = wire.take()
+        if heard:
+            wire.receive(heard)
         wire.lose(loss)
-        assert body.end.check(end)
-
-    def test_a_broken_chunk_is_a_failure(self, upstream: Upstream) -> None:
-        outcome, wire = upstream.exchange(self.CHUNKED)
-        body = read(outcome.response)
-        wire.answer(b"nonsense\r\n")
-        assert body.end.check(ResponseFailed)
-
-
-class TestFaults:
-    @pytest.mark.parametrize(
-        "reason", [error.ConnectionRefusedError(), error.TCPTimedOutError(), error.NoRouteError()]
-    )
-    def test_a_connection_that_fails_is_told_for_what_it_is(
-        self, upstream: Upstream, reason: Exception
-    ) -> None:
-        outcome = upstream.request()
-        upstream.refuse(reason)
-        assert outcome.failure.value is reason
+        return outcome, sent
 
     @pytest.mark.parametrize(
-        ("received", "loss", "kind", "words"),
+        "body",
         [
-            (b"", error.ConnectionDone(), ResponseNeverReceived, "closed the connection before it answered"),
-            (b"", error.ConnectionLost(), ResponseNeverReceived, "reset the connection before it answered"),
-            (
-                b"HTTP/1.1 200 OK\r\nX-A",
-                error.ConnectionDone(),
-                ResponseFailed,
-                "closed the connection within",
-            ),
-            (b"HTTP/1.1 200 OK\r\n", error.ConnectionLost(), ResponseFailed, "reset the connection within"),
+            lambda: None,
+            lambda: Whole(b""),
+            lambda: Whole(b"hello"),
+            lambda: Whole(b"hello", UNKNOWN_LENGTH),
+            lambda: Whole(b"x" * HELD),
         ],
+        ids=["none", "empty", "sized", "chunked", "as large as is held"],
     )
-    def test_a_connection_that_is_lost_before_the_headers_is_a_fault_of_the_upstream(
-        self, upstream: Upstream, received: bytes, loss: Exception, kind: type[Exception], words: str
-    ) -> None:
-        outcome, wire = upstream.exchange(received)
-        wire.lose(loss)
-        assert outcome.failure.check(kind)
-        explained = errors.explain(OPENAI, outcome.failure)
-        assert explained is not None
-        assert words in explained[1]
+    def test_after_a_reset_the_same_bytes_are_sent_once_more(self, agent: MemoryAgent, body: Any) -> None:
+        outcome, sent = self.lost(agent, RESET, body())
+        assert agent.attempts == 2
+        wire = agent.accept()
+        assert wire.take() == sent
+        wire.receive(OK)
+        assert read(outcome.result).body == b"ok"
+        assert len(outcome.results) == 1
 
-    @pytest.mark.parametrize(
-        "received",
-        [
-            b"SSH-2.0-OpenSSH_9.6\r\n",
-            b"HTTP/1.1 abc OK\r\n\r\n",
-            b"HTTP/1.1\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
-        ],
-    )
-    def test_a_malformed_response_is_a_fault_of_the_upstream(
-        self, upstream: Upstream, received: bytes
-    ) -> None:
-        outcome, _ = upstream.exchange(received)
+    def test_parts_and_trailers_are_sent_as_they_were(self, agent: MemoryAgent) -> None:
+        wire = agent.kept()
+        body = Upload()
+        outcome = agent.ask(b"POST", body=body)
+        body.write(b"he")
+        body.write(b"llo")
+        body.end((b"X-Sum", b"1"))
+        sent = wire.take()
+        assert sent.endswith(b"2\r\nhe\r\n3\r\nllo\r\n0\r\nX-Sum: 1\r\n\r\n")
+        wire.lose(RESET)
+        again = agent.accept()
+        assert again.take() == sent
+        assert body.log == ["start"]
+        again.receive(OK)
+        assert outcome.result.code == 200
+
+    def test_a_body_that_was_not_begun_is_begun_on_the_fresh_connection(self, agent: MemoryAgent) -> None:
+        wire = agent.kept()
+        body = Upload(5)
+        outcome = agent.ask(b"POST", headers=[HOST, (b"Expect", b"100-continue")], body=body)
+        wire.lose(RESET)
+        again = agent.accept()
+        assert body.log == []
+        again.receive(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body.write(b"hello")
+        body.end()
+        assert again.take().endswith(b"\r\n\r\nhello")
+        again.receive(OK)
+        assert outcome.result.code == 200
+        assert (
+            agent.reactor.getDelayedCalls()[0].getTime() > agent.reactor.seconds() + 3
+        )  # what keeps it idle
+
+    def test_it_happens_once(self, agent: MemoryAgent) -> None:
+        outcome, _ = self.lost(agent, RESET, Whole(b"hello"))
+        agent.accept().lose(RESET)
+        assert outcome.failure.check(ResponseNeverReceived)
+        assert agent.attempts == 2
+
+    def test_it_is_not_sent_on_another_kept_connection(self, agent: MemoryAgent) -> None:
+        first, second = agent.ask(), agent.ask()
+        wires = [agent.accept(0), agent.accept(1)]
+        for wire in wires:
+            wire.receive(OK)
+        assert first.result.code == second.result.code == 200
+        wires[0].take()
+        agent.ask(b"POST", body=Whole(b"hello"))
+        wires[1].lose(RESET)
+        assert agent.attempts == 3
+        assert wires[0].take() == b""
+
+    def test_a_failure_to_connect_for_it_is_told(self, agent: MemoryAgent) -> None:
+        outcome, _ = self.lost(agent, RESET, Whole(b"hello"))
+        agent.refuse(error.ConnectionRefusedError())
+        assert outcome.failure.check(error.ConnectionRefusedError)
+
+    def test_it_can_be_cancelled(self, agent: MemoryAgent) -> None:
+        outcome, _ = self.lost(agent, RESET, Whole(b"hello"))
+        wire = agent.accept()
+        outcome.deferred.cancel()
+        assert wire.ending == "reset"
+        assert outcome.failure.check(CancelledError)
+
+    def test_an_end_in_order_may_have_been_acted_upon(self, agent: MemoryAgent) -> None:
+        outcome, _ = self.lost(agent, error.ConnectionDone(), Whole(b"hello"))
+        assert outcome.failure.check(ResponseNeverReceived)
+        assert agent.attempts == 1
+
+    @pytest.mark.parametrize("heard", [b"H", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+    def test_an_upstream_that_had_begun_to_answer_has_acted(self, agent: MemoryAgent, heard: bytes) -> None:
+        outcome, _ = self.lost(agent, RESET, Whole(b"hello"), heard)
+        assert type(outcome.failure.value) is ResponseFailed
+        assert agent.attempts == 1
+
+    @pytest.mark.parametrize("garbage", [b"garbage\r\n\r\n"])
+    def test_a_malformed_answer_is_an_answer(self, agent: MemoryAgent, garbage: bytes) -> None:
+        outcome, _ = self.lost(agent, RESET, Whole(b"hello"), garbage)
         assert outcome.failure.check(ResponseFailed)
-        assert errors.explain(OPENAI, outcome.failure) == (
-            errors.BAD_GATEWAY,
-            "The upstream openai (openai.example) sent a malformed response.",
-        )
+        assert agent.attempts == 1
 
-    def test_a_connection_that_is_lost_during_the_upload_is_a_fault_of_the_upstream(
-        self, upstream: Upstream
+    @pytest.mark.parametrize("loss", [RESET, error.ConnectionDone()])
+    def test_a_fresh_connection_was_not_dropped_in_idleness(
+        self, agent: MemoryAgent, loss: Exception
     ) -> None:
-        body = Producer(5)
-        outcome = upstream.request(method=b"POST", body=body)
-        upstream.accept().lose(error.ConnectionLost())
+        outcome = agent.ask(b"POST", body=Whole(b"hello"))
+        agent.accept().lose(loss)
+        assert outcome.failure.check(ResponseNeverReceived)
+        assert agent.attempts == 1
+
+    def test_a_body_that_is_too_large_to_hold_is_not_sent_again(self, agent: MemoryAgent) -> None:
+        outcome, _ = self.lost(agent, RESET, Whole(b"x" * (HELD + 1)))
+        assert outcome.failure.check(ResponseNeverReceived)
+        assert agent.attempts == 1
+
+    def test_a_body_that_is_not_all_here_is_not_sent_again(self, agent: MemoryAgent) -> None:
+        wire = agent.kept()
+        body = Upload()
+        outcome = agent.ask(b"POST", body=body)
+        body.write(b"some")
+        wire.lose(RESET)
         assert outcome.failure.check(RequestTransmissionFailed)
         assert body.stopped
+        assert agent.attempts == 1
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="the failure is a ConnectingCancelledError, which counts as the proxy's own fault: 500",
-    )
-    def test_a_connection_that_does_not_come_up_in_time_is_a_timeout(self, upstream: Upstream) -> None:
-        outcome = upstream.request()
-        upstream.reactor.advance(9.9)
-        assert outcome.failures == []
-        upstream.reactor.advance(0.1)
-        assert errors.explain(OPENAI, outcome.failure) == TOOK_TOO_LONG
+    def test_a_body_that_breaks_off_is_not_sent_again(self, agent: MemoryAgent) -> None:
+        wire = agent.kept()
+        body = Upload()
+        outcome = agent.ask(b"POST", body=body)
+        body.fail(BrokenBody("the client left"))
+        assert outcome.failure.check(BrokenBody)
+        assert wire.ending == "reset"
+        wire.turn()
+        assert agent.attempts == 1
 
-    @pytest.mark.xfail(
-        strict=True, reason="Twisted tells a cancelled resolution as a name that does not resolve: 502"
-    )
-    def test_a_name_that_is_not_resolved_in_time_is_a_timeout(self, upstream: Upstream) -> None:
-        class Silent(Resolver):
-            def resolveHostName(self, *_: object, **__: object) -> IHostResolution:
-                """Never answer."""
-                return cast(IHostResolution, None)
-
-        upstream.reactor.nameResolver = Silent(upstream.reactor)
-        outcome = upstream.request()
-        upstream.reactor.advance(10)
-        assert errors.explain(OPENAI, outcome.failure) == TOOK_TOO_LONG
-
-    @pytest.mark.xfail(
-        strict=True, reason="a Deferred that waits for another counts as called, and gets no timeout"
-    )
-    def test_a_name_that_is_resolved_at_once_takes_nothing_off_the_connect_timeout(
-        self, upstream: Upstream
-    ) -> None:
-        upstream.reactor.nameResolver = MemoryReactorClock().nameResolver
-        outcome = upstream.request()
-        upstream.reactor.advance(10)
-        assert errors.explain(OPENAI, outcome.failure) == TOOK_TOO_LONG
-
-    def test_a_name_that_does_not_resolve_is_told(self, upstream: Upstream) -> None:
-        upstream.reactor.nameResolver = Resolver(upstream.reactor, found=False)
-        assert upstream.request().failure.check(error.DNSLookupError)
-
-    def test_the_connect_timeout_ends_with_the_connection(self, upstream: Upstream) -> None:
-        outcome = upstream.request()
-        wire = upstream.accept()
-        upstream.reactor.advance(500)
-        assert (outcome.failures, wire.aborted, wire.disconnecting) == ([], False, False)
-        assert upstream.reactor.getDelayedCalls() == []
+    def test_nothing_is_sent_again_once_there_is_a_response(self, agent: MemoryAgent) -> None:
+        wire = agent.kept()
+        outcome = agent.ask()
+        wire.receive(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        reader = read(outcome.result)
+        wire.lose(RESET)
+        assert reader.end.check(ResponseFailed)
+        assert agent.attempts == 1
 
 
-class TestCancel:
-    def test_while_connecting_gives_up_the_attempt(self, upstream: Upstream) -> None:
-        outcome = upstream.request()
-        outcome.deferred.cancel()
-        assert outcome.failure.check(CancelledError, error.ConnectingCancelledError)
-        assert upstream.reactor.connectors[-1].stoppedConnecting
-        assert upstream.reactor.getDelayedCalls() == []
+class TestPace:
+    def test_a_held_body_is_paced_by_its_connection(self, agent: MemoryAgent) -> None:
+        wire = agent.kept()
+        body = Upload()
+        agent.ask(b"POST", body=body)
+        wire.producer.pauseProducing()
+        wire.producer.resumeProducing()
+        assert body.log == ["start", "pause", "resume"]
 
-    def test_while_waiting_resets_the_connection_at_once(self, upstream: Upstream) -> None:
-        outcome = upstream.request()
-        wire = upstream.accept()
-        outcome.deferred.cancel()
-        assert wire.aborted
-        assert outcome.failures
-
-    def test_while_uploading_stops_the_upload_and_resets_the_connection_at_once(
-        self, upstream: Upstream
-    ) -> None:
-        body = Producer(5)
-        outcome = upstream.request(method=b"POST", body=body)
-        wire = upstream.accept()
-        outcome.deferred.cancel()
-        assert wire.aborted
-        assert outcome.failures
+    def test_a_response_is_whole_on_a_kept_connection(self, agent: MemoryAgent) -> None:
+        wire = agent.kept()
+        body = Upload()
+        outcome = agent.ask(b"POST", body=body)
+        wire.receive(OK)
+        reader = read(outcome.result)
+        assert reader.end.check(ResponseDone)
+        assert body.stopped
+        assert wire.ending == "closed"
 
 
-class TestPool:
-    WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+class TestBodies:
+    def test_a_held_body_is_a_body_and_its_own_consumer(self) -> None:
+        held = _HeldBody(Upload(), HELD)
+        assert verifyObject(IBodyProducer, held)
+        held.registerProducer(Upload(), True)
+        held.unregisterProducer()
+        assert held.length is UNKNOWN_LENGTH
 
-    def test_a_connection_is_used_again(self, upstream: Upstream) -> None:
-        _, wire = upstream.exchange(self.WHOLE)
-        again = upstream.request()
-        wire.answer(self.WHOLE)
-        assert again.response.code == 200
-        assert len(upstream.reactor.tcpClients) == 1
-        assert upstream.agent.close() is not None
-
-    def test_a_connection_to_another_host_is_not(self, upstream: Upstream) -> None:
-        upstream.exchange(self.WHOLE)
-        upstream.request(b"http://other.example/")
-        upstream.request(b"http://upstream.example:81/")
-        upstream.request(b"https://upstream.example/")
-        assert [attempt[1] for attempt in upstream.reactor.tcpClients] == [80, 80, 81, 443]
-
-    def test_a_connection_that_the_upstream_will_close_is_not_used_again(self, upstream: Upstream) -> None:
-        upstream.exchange(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        upstream.request()
-        assert len(upstream.reactor.tcpClients) == 2
-
-    def test_an_idle_connection_is_closed_before_an_upstream_would(self, upstream: Upstream) -> None:
-        _, wire = upstream.exchange(self.WHOLE)
-        upstream.reactor.advance(IDLE_CONNECTION - 0.1)
-        assert not wire.disconnecting
-        upstream.reactor.advance(0.1)
-        assert wire.disconnecting
-
-    @pytest.mark.parametrize("method", [b"GET", b"POST"])
-    def test_no_request_is_sent_twice(self, upstream: Upstream, method: bytes) -> None:
-        _, wire = upstream.exchange(self.WHOLE)
-        wire.clear()
-        again = upstream.request(method=method)
-        assert wire.value()
-        wire.lose(error.ConnectionDone())
-        assert again.failure.check(ResponseNeverReceived)
-        assert len(upstream.reactor.tcpClients) == 1
-
-    def test_closing_it_closes_the_idle_connections(self, upstream: Upstream) -> None:
-        _, wire = upstream.exchange(self.WHOLE)
-        closed = Outcome(upstream.agent.close())
-        assert wire.aborted or wire.disconnecting
-        wire.lose(error.ConnectionDone())
-        assert len(closed.results) == 1
-        assert upstream.reactor.getDelayedCalls() == []
-
-
-def make_certificate(*names: str) -> ssl.PrivateCertificate:
-    """A self-signed certificate for some names."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-    alternatives = [
-        x509.IPAddress(ipaddress.ip_address(name)) if name[0].isdigit() else x509.DNSName(name)
-        for name in names
-    ]
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    made: ssl.PrivateCertificate = ssl.PrivateCertificate.loadPEM(pem)
-    return made
-
-
-GOOD = make_certificate("upstream.example")
-OTHER = make_certificate("upstream.example")
-MISNAMED = make_certificate("another.example")
-
-
-class Answerer(Protocol):
-    """An upstream behind TLS that answers whatever it is sent."""
-
-    transport: Any
-    received = b""
-
-    def dataReceived(self, data: bytes) -> None:
-        self.received += data
-        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
-
-
-class TestTLS:
-    @pytest.fixture
-    def reactor(self, monkeypatch: pytest.MonkeyPatch) -> MemoryReactorClock:
-        reactor = make_reactor()
-        # Twisted's TLS endpoint does not hand its reactor on.
-        monkeypatch.setattr("twisted.protocols.tls._get_default_clock", lambda: reactor)
-        return reactor
-
-    def start(self, reactor: MemoryReactorClock) -> Outcome:
-        trusted = ssl.trustRootFromCertificates([GOOD, MISNAMED])
-        agent = PooledAgent(reactor, 10.0, BrowserLikePolicyForHTTPS(trusted))
-        outcome = Outcome(agent.request(b"GET", b"https://upstream.example/v1", make_headers([HOST])))
-        reactor.advance(0)
-        return outcome
-
-    def accept(self, reactor: MemoryReactorClock, server: Protocol) -> IOPump:
-        """Let the connection come up, with a peer, and let bytes flow until there are none."""
-        client: Any = reactor.tcpClients[-1][2].buildProtocol(None)
-        pump: IOPump = pump_together(
-            server,
-            FakeTransport(server, isServer=True),
-            client,
-            FakeTransport(client, isServer=False),
-            clock=reactor,
-        )
-        return pump
-
-    def serve(
-        self, reactor: MemoryReactorClock, certificate: ssl.PrivateCertificate
-    ) -> tuple[Answerer, IOPump]:
-        answerer = Answerer()
-        factory = TLSMemoryBIOFactory(
-            certificate.options(), False, Factory.forProtocol(lambda: answerer), reactor
-        )
-        return answerer, self.accept(reactor, factory.buildProtocol(None))
-
-    def test_a_request_goes_out_after_the_handshake(self, reactor: MemoryReactorClock) -> None:
-        outcome = self.start(reactor)
-        answerer, pump = self.serve(reactor, GOOD)
-        pump.flush()
-        assert answerer.received.startswith(b"GET /v1 HTTP/1.1\r\n")
-        body = read(outcome.response)
-        pump.flush()
-        assert body.data == b"hi"
-        assert body.end.check(ResponseDone)
-        reactor.advance(10)
-
-    @pytest.mark.parametrize(
-        ("certificate", "kinds", "words"),
-        [
-            (OTHER, (SSL.Error,), "cannot be trusted or does not speak TLS: certificate verify failed"),
-            (MISNAMED, (VerificationError,), "cannot be trusted or does not speak TLS: VerificationError"),
-        ],
-    )
-    def test_a_bad_certificate_is_a_failure_to_connect(
-        self,
-        reactor: MemoryReactorClock,
-        certificate: ssl.PrivateCertificate,
-        kinds: tuple[type[Exception], ...],
-        words: str,
-    ) -> None:
-        outcome = self.start(reactor)
-        answerer, pump = self.serve(reactor, certificate)
-        pump.flush()
-        assert answerer.received == b""
-        assert outcome.failure.check(*kinds)
-        explained = errors.explain(OPENAI, outcome.failure)
-        assert explained is not None
-        assert words in explained[1]
-
-    def test_a_peer_that_speaks_no_tls_is_a_failure_to_connect(self, reactor: MemoryReactorClock) -> None:
-        class Plain(Protocol):
-            transport: Any
-
-            def dataReceived(self, data: bytes) -> None:
-                self.transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-        outcome = self.start(reactor)
-        self.accept(reactor, Plain()).flush()
-        assert outcome.failure.check(SSL.Error)
-
-    def test_a_peer_that_hangs_up_during_the_handshake_is_a_failure_to_connect(
-        self, reactor: MemoryReactorClock
-    ) -> None:
-        class Rude(Protocol):
-            transport: Any
-
-            def dataReceived(self, data: bytes) -> None:
-                self.transport.loseConnection()
-
-        outcome = self.start(reactor)
-        self.accept(reactor, Rude()).flush()
-        explained = errors.explain(OPENAI, outcome.failure)
-        assert explained is not None
-        assert explained[0] is errors.BAD_GATEWAY
-
-    def test_a_peer_that_accepts_and_says_nothing_runs_into_the_connect_timeout(
-        self, reactor: MemoryReactorClock
-    ) -> None:
-        outcome = self.start(reactor)
-        silent = Protocol()
-        pump = self.accept(reactor, silent)
-        reactor.advance(9.9)
-        assert outcome.failures == []
-        reactor.advance(0.1)
-        explained = errors.explain(OPENAI, outcome.failure)
-        assert explained is not None
-        assert explained[0] is errors.GATEWAY_TIMEOUT
-        pump.flush()
-        assert pump.clientIO.disconnecting
-
-    def test_the_context_of_an_upstream_is_made_once(self) -> None:
-        made: list[bytes] = []
-
-        class Policy(BrowserLikePolicyForHTTPS):
-            def creatorForNetloc(self, hostname: bytes, port: int) -> Any:
-                made.append(hostname)
-                return super().creatorForNetloc(hostname, port)
-
-        agent = PooledAgent(make_reactor(), 10.0, Policy())
-        for _ in range(3):
-            agent.request(b"GET", b"https://upstream.example/", make_headers([HOST]))
-        assert made == [b"upstream.example"]
-
-    def test_the_platforms_authorities_are_trusted_by_default(self, reactor: MemoryReactorClock) -> None:
-        outcome = Outcome(
-            PooledAgent(reactor, 10.0).request(b"GET", b"https://upstream.example/", make_headers([HOST]))
-        )
-        reactor.advance(0)
-        _, pump = self.serve(reactor, GOOD)
-        pump.flush()
-        assert outcome.failure.check(SSL.Error)
+    def test_a_known_body_is_written_at_once_and_cannot_be_slowed_down(self) -> None:
+        held = _HeldBody(Whole(b"hello"), HELD)
+        wire = Wire()
+        held.startProducing(wire)  # type: ignore[arg-type]
+        known = held.again()
+        assert isinstance(known, _KnownBody)
+        assert verifyObject(IBodyProducer, known)
+        wire.take()
+        known.pauseProducing()
+        known.startProducing(wire)  # type: ignore[arg-type]
+        known.resumeProducing()
+        known.stopProducing()
+        assert wire.take() == b"hello"

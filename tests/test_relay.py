@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import pytest
 from twisted.internet import error
@@ -160,6 +161,14 @@ class TestBackpressure:
         relayed.client.read_on()
         assert relayed.client.response().whole
         assert not relayed.client.response().rest
+
+    def test_once_it_is_over_the_upstream_is_not_read_on(self) -> None:
+        relayed = Relayed()
+        relayed.client.stop_reading()
+        relayed.upstream.end()
+        relay: Any = relayed.upstream.reader
+        relay.resumeProducing()
+        assert relayed.upstream.paused  # its connection may carry another response by now
 
     def test_a_body_that_is_cut_off_during_a_pause_is_not_whole(self) -> None:
         relayed = Relayed()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import resource
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -7,15 +9,28 @@ from typing import Any
 import attrs
 import pytest
 from twisted.internet import error
-from twisted.internet.address import IPv6Address, UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 
 from llmproxy import __version__
-from llmproxy.config import Client, Config, ConfigError
+from llmproxy.config import Client, Config, ConfigError, Upstream
+from llmproxy.http.limits import DownstreamLimits
 from llmproxy.service import CannotListen, ProxyService, _describe
-from tests.support import ANTHROPIC_KEY, CONFIG, OPENAI_KEY, TOKEN, connect, log_lines
+from llmproxy.values import BaseURL
+from tests.support import (
+    ANTHROPIC_KEY,
+    BEARER,
+    CONFIG,
+    OPENAI_KEY,
+    TOKEN,
+    ClientConnection,
+    Peer,
+    Wire,
+    connect,
+    log_lines,
+)
 
 LISTEN = ["tcp:33000"]
 NEW_TOKEN = b"a-new-token-of-the-team"
@@ -38,16 +53,19 @@ class Reactor(MemoryReactorClock):
     def listenTCP(self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = "") -> Any:
         if port in self.unbindable:
             raise self.unbindable[port]
-        return super().listenTCP(port, factory, backlog, interface)
+        listening: Any = super().listenTCP(port, factory, backlog, interface)
+        if interface and ":" not in interface:
+            listening._hostAddress = IPv4Address("TCP", interface, port)  # it forgets where it listens
+        return listening
 
 
 class Running:
     """A service in memory; `config` is what it reads when it loads."""
 
-    def __init__(self, listen: list[str] | None = None, config: Config = CONFIG) -> None:
+    def __init__(self, listen: list[str] | None = None, config: Config = CONFIG, **options: Any) -> None:
         self.reactor = Reactor()
         self.config: Config | ConfigError = config
-        self.service = ProxyService(self.reactor, listen or LISTEN, self._load)
+        self.service = ProxyService(self.reactor, listen or LISTEN, self._load, **options)
 
     def _load(self) -> Config:
         if isinstance(self.config, ConfigError):
@@ -67,10 +85,13 @@ class Running:
             self.service.reload()
         return lines
 
+    def connect(self) -> ClientConnection:
+        """Connect a client to the first listener."""
+        return connect(self.reactor.tcpServers[0][1], self.reactor)
+
     def ask(self, target: bytes, token: bytes = TOKEN) -> int:
         """The status of a response by the first listener; 0 where there is none yet."""
-        site = self.reactor.tcpServers[0][1]
-        client = connect(site, self.reactor)
+        client = self.connect()
         client.ask(target, headers=[(b"x-api-key", token)])
         return client.response().status if client.received else 0
 
@@ -79,6 +100,38 @@ class Running:
         stopped: list[object] = []
         self.service.stopService().addCallback(stopped.append)
         return stopped
+
+
+def accept(running: Running) -> Peer:
+    """Let the upstream take the connection that was asked for last."""
+    wire = Wire(running.reactor)
+    wire.protocol = running.reactor.tcpClients[-1][2].buildProtocol(wire.getPeer())
+    wire.protocol.makeConnection(wire)
+    return Peer(wire)
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+PLAIN = attrs.evolve(
+    CONFIG, upstreams=(Upstream("openai", BaseURL("http", "127.0.0.1", 1, ""), "Authorization", OPENAI_KEY),)
+)
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The limits of descriptors that were asked for, in place of the process's own, which is left alone."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: asked.append(limit))
+    return asked
+
+
+@pytest.fixture(autouse=True)
+def collector(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked of the garbage collector, which is left alone too."""
+    asked: list[str] = []
+    for name in ("collect", "freeze", "set_threshold"):
+        monkeypatch.setattr(gc, name, lambda *_, name=name: asked.append(name))
+    return asked
 
 
 @pytest.fixture
@@ -104,7 +157,7 @@ class TestStart:
         (line,) = [line for line in lines if line.startswith("llmproxy ")]
         assert line.startswith(f"llmproxy {__version__} listens on ")
         assert "0.0.0.0:8080" in line
-        assert ":33000" in line
+        assert "127.0.0.1:33000" in line
         assert "[::1]:81" in line
         assert "/openai/ goes to openai.example" in line
         assert "/anthropic/ goes to anthropic.example" in line
@@ -133,6 +186,48 @@ class TestStart:
         with pytest.raises(ConfigError, match="PORT is empty"):
             running.service.privilegedStartService()
         assert running.reactor.tcpServers == []
+
+    @pytest.mark.parametrize(("hard", "asked"), [(4096, [(4096, 4096)]), (256, [])])
+    def test_it_takes_as_many_descriptors_as_it_may(
+        self,
+        limits: list[tuple[int, int]],
+        monkeypatch: pytest.MonkeyPatch,
+        hard: int,
+        asked: list[tuple[int, int]],
+    ) -> None:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (256, hard))
+        Running().start()
+        assert limits == asked
+
+    def test_a_system_that_refuses_more_descriptors_does_not_stop_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise ValueError("current limit exceeds maximum limit")
+
+        monkeypatch.setattr(resource, "setrlimit", refuse)
+        running = Running()
+        running.start()
+        assert running.ask(b"/healthz") == 200
+
+    def test_once_it_serves_what_is_loaded_is_kept_from_the_collector(self, collector: list[str]) -> None:
+        running = Running()
+        running.service.privilegedStartService()
+        assert "freeze" not in collector
+        running.service.startService()
+        assert collector.index("collect") < collector.index("freeze")
+
+    @pytest.mark.parametrize("wanted", [True, False])
+    def test_exchanges_are_logged_where_that_is_wanted(self, wanted: bool) -> None:
+        running = Running(access_log=wanted)
+        running.start()
+        with log_lines() as lines:
+            client = running.connect()
+            client.ask(b"/openai/v1/x?key=hidden", headers=[BEARER])
+            client.leave()
+        shown = [line for line in lines if "GET /openai/v1/x -> openai" in line]
+        assert len(shown) == (1 if wanted else 0)
+        assert not any("hidden" in line for line in lines)
 
     def test_a_request_goes_to_the_upstream_by_the_reactor(self) -> None:
         running = Running()
@@ -198,6 +293,58 @@ class TestStop:
         assert len(running.stop()) == 1
         assert closed == [True]
 
+    def test_with_nothing_in_flight_it_is_over_at_once_and_leaves_nothing_behind(self) -> None:
+        running = Running()
+        running.start()
+        idle = running.connect()
+        idle.ask(b"/healthz")
+        stopped = running.stop()
+        running.reactor.advance(0)
+        assert (idle.ending, len(stopped)) == ("closed", 1)
+        assert running.reactor.getDelayedCalls() == []
+
+    def test_what_is_in_flight_is_finished_and_is_the_last_on_its_connection(self) -> None:
+        running = Running(config=PLAIN)
+        running.start()
+        client = running.connect()
+        client.ask(b"/openai/v1/x", method=b"POST", headers=[BEARER], body=b"{}")
+        upstream = accept(running)
+        stopped = running.stop()
+        running.reactor.advance(29)
+        assert (client.ending, stopped) == ("open", [])
+        upstream.send(ANSWER)
+        assert client.response().body == b"hello"
+        assert client.response().values(b"connection") == [b"close"]
+        running.reactor.advance(0)
+        assert (client.ending, len(stopped)) == ("closed", 1)
+
+    def test_what_is_in_flight_at_the_deadline_is_cut_off_and_the_log_says_so(self) -> None:
+        running = Running(drain=5.0)
+        running.start()
+        clients = [running.connect(), running.connect()]
+        for client in clients:
+            client.ask(b"/openai/v1/x", headers=[BEARER])
+        stopped = running.stop()
+        with log_lines() as lines:
+            running.reactor.advance(4.9)
+            assert [client.ending for client in clients] == ["open", "open"]
+            running.reactor.advance(0.1)
+            running.reactor.advance(0)
+        assert [client.ending for client in clients] == ["reset", "reset"]
+        assert len(stopped) == 1
+        assert "2 connections were still in use after 5.0 s" in lines
+
+    def test_after_it_nothing_is_left_in_the_reactor(self) -> None:
+        running = Running()
+        running.start()
+        client = running.connect()
+        client.ask(b"/openai/v1/x", headers=[BEARER])
+        stopped = running.stop()
+        client.leave()
+        running.reactor.advance(0)
+        assert len(stopped) == 1
+        assert running.reactor.getDelayedCalls() == []
+
     def test_it_can_be_stopped_before_it_was_started(self) -> None:
         assert len(Running().stop()) == 1
 
@@ -214,7 +361,7 @@ class TestReload:
     def test_a_kept_connection_sees_it_too(self) -> None:
         running = Running()
         running.start()
-        client = connect(running.reactor.tcpServers[0][1], running.reactor)
+        client = running.connect()
         client.ask(b"/openai/v1/x", headers=[(b"x-api-key", NEW_TOKEN)])
         assert client.response().status == 401
         before = len(client.received)
@@ -224,15 +371,22 @@ class TestReload:
         assert len(client.received) == before
 
     def test_a_request_in_flight_ends_under_the_old_one(self) -> None:
-        running = Running()
+        running = Running(config=PLAIN)
         running.start()
-        client = connect(running.reactor.tcpServers[0][1], running.reactor)
+        client = running.connect()
         client.ask(b"/openai/v1/x", headers=[(b"x-api-key", TOKEN)])
-        connection: Any = running.reactor.connectors[-1]
+        upstream = accept(running)
         running.config = attrs.evolve(CONFIG, clients=(Client("default", NEW_TOKEN),))
         running.reload()
-        assert not connection.stoppedConnecting
-        assert client.received == b""
+        upstream.send(ANSWER)
+        assert client.response().body == b"hello"
+
+    def test_new_connections_are_held_to_the_new_limits(self) -> None:
+        running = Running()
+        running.start()
+        running.config = attrs.evolve(CONFIG, downstream=DownstreamLimits(target=10))
+        running.reload()
+        assert running.ask(b"/healthz?" + b"x" * 10) == 414
 
     def test_a_wrong_configuration_changes_nothing_and_the_log_says_why(self) -> None:
         running = Running()
@@ -272,6 +426,16 @@ class TestSignals:
         running.reactor.advance(0)
         assert running.reactor.stops == before + 1
 
+    def test_a_second_sigterm_changes_nothing(self, signals: dict[int, Callable[..., None]]) -> None:
+        running = Running()
+        running.start()
+        running.reactor.run()
+        running.reactor.running = False  # it has begun to stop
+        before = running.reactor.stops
+        signals[signal.SIGTERM](signal.SIGTERM, None)
+        running.reactor.advance(0)
+        assert running.reactor.stops == before
+
     def test_sighup_reloads_in_the_reactors_own_turn(self, signals: dict[int, Callable[..., None]]) -> None:
         running = Running()
         running.start()
@@ -295,13 +459,9 @@ class Strange:
     [
         (IPv6Address("TCP", "::1", 80), "[::1]:80"),
         (Strange(), "a strange place"),
-        pytest.param(
-            UNIXAddress("/run/llmproxy.sock"),
-            "unix:/run/llmproxy.sock",
-            marks=pytest.mark.xfail(
-                strict=True, reason="the name of a UNIX address is bytes, and is shown as such"
-            ),
-        ),
+        (IPv4Address("TCP", "0.0.0.0", 80), "0.0.0.0:80"),
+        (UNIXAddress("/run/llmproxy.sock"), "unix:/run/llmproxy.sock"),
+        (UNIXAddress(None), "unix:"),
     ],
 )
 def test_an_address_is_shown_as_one_would_write_it(address: object, shown: str) -> None:
@@ -311,7 +471,7 @@ def test_an_address_is_shown_as_one_would_write_it(address: object, shown: str) 
 def test_the_clock_of_connections_is_the_reactors() -> None:
     running = Running()
     running.start()
-    client = connect(running.reactor.tcpServers[0][1], running.reactor)
+    client = running.connect()
     assert isinstance(running.reactor, Clock)
     running.reactor.advance(100_000)
     assert client.ending == "closed"

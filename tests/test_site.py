@@ -101,14 +101,13 @@ def test_a_prefix_alone_is_not_found(proxy: Proxy, target: bytes, method: bytes)
         (b"/openai%2f..", "first path segment"),
         (b"/openai%2fv1", "first path segment"),
         (b"/%68ealthz", "first path segment"),
-        (b"http://proxy.example/openai/v1", "must be a path"),
-        (b"http://proxy.example/healthz", "must be a path"),
-        (b"*", "must be a path"),
-        (b"upstream.example:443", "must be a path"),
+        (b"http://proxy.example/openai/../anthropic/v1", "dot segment"),
+        (b"http://proxy.example/%6fpenai/v1", "first path segment"),
+        (b"ftp://proxy.example/openai/v1", "must be a path"),
         (b"/openai/v1#x", "'#'"),
     ],
 )
-@pytest.mark.parametrize("method", [b"GET", b"POST", b"OPTIONS", b"CONNECT"])
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"OPTIONS"])
 def test_a_target_that_could_be_understood_in_two_ways_is_refused(
     proxy: Proxy, target: bytes, words: str, method: bytes
 ) -> None:
@@ -116,6 +115,57 @@ def test_a_target_that_could_be_understood_in_two_ways_is_refused(
     assert response.status == 400
     assert response.json()["error"] == "bad_request"
     assert words in response.json()["message"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"http://proxy.example/openai/v1/models?a=b",
+        b"HTTP://elsewhere.example:8080/openai/v1/models?a=b",
+        b"https://[::1]/openai/v1/models?a=b",
+    ],
+)
+def test_a_target_in_absolute_form_is_taken_for_its_path(proxy: Proxy, target: bytes) -> None:
+    # RFC 9112 section 3.2.2: a server must accept it.
+    proxy.ask(target)
+    assert proxy.agent.only.url == b"https://openai.example/v1/models?a=b"
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://proxy.example/healthz", 200),
+        (b"http://proxy.example", 404),
+        (b"http://proxy.example?/openai/v1", 404),
+        (b"http://proxy.example//openai/v1", 404),
+    ],
+)
+def test_one_in_absolute_form_goes_nowhere_else_than_its_path(
+    proxy: Proxy, target: bytes, status: int
+) -> None:
+    assert refused(proxy, target).status == status
+
+
+@pytest.mark.parametrize(("method", "status"), [(b"OPTIONS", 404), (b"GET", 400), (b"POST", 400)])
+def test_the_server_as_a_whole_has_nothing_to_offer(proxy: Proxy, method: bytes, status: int) -> None:
+    assert refused(proxy, b"*", method).status == status
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        (b"CONNECT", b"upstream.example:443", 501),
+        (b"CONNECT", b"/openai/v1/models", 501),
+        (b"GET", b"upstream.example:443", 400),
+    ],
+)
+def test_what_is_asked_of_a_forward_proxy_is_refused(
+    proxy: Proxy, method: bytes, target: bytes, status: int
+) -> None:
+    client = proxy.ask(target, method=method)
+    assert client.response().status == status
+    assert client.ending == "closed"
+    assert proxy.agent.requests == []
 
 
 @pytest.mark.parametrize("byte", [b"\x80", b"\xb0", b"\xc3\xa4", b"\xff", b"\x7f", b"\x00", b"\t"])

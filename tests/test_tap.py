@@ -11,6 +11,7 @@ from zope.interface.verify import verifyObject
 from llmproxy import __version__
 from llmproxy.config import load
 from llmproxy.demo_service import DemoService
+from llmproxy.http import reactor as engine_reactor
 from llmproxy.service import ProxyService
 from llmproxy.tap import Options, makeService
 from tests.support import ENVIRON, OPENAI_KEY, TOKEN
@@ -30,6 +31,14 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name, value in ENVIRON.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """When the engine's reactor was asked for, in place of installing it."""
+    asked: list[bool] = []
+    monkeypatch.setattr(engine_reactor, "install", lambda: asked.append(True))
+    return asked
 
 
 def parse(*arguments: str) -> Options:
@@ -58,6 +67,60 @@ def test_the_environment_says_the_port_where_no_option_does(environ: pytest.Monk
     environ.setenv("PORT", "8080")
     assert parse().listen == ["tcp:8080"]
     assert parse("--port", "81").listen == ["tcp:81"]
+
+
+def test_it_drains_for_half_a_minute_unless_it_is_told_otherwise() -> None:
+    assert parse().drain == 30.0
+    assert parse("--drain", "0.5").drain == 0.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        ("soon", "is not a number of seconds"),
+        ("0", "is out of range"),
+        ("nan", "is out of range"),
+        ("", "is not a"),
+    ],
+)
+def test_a_time_to_drain_that_cannot_be_used_is_refused(seconds: str, words: str) -> None:
+    with pytest.raises(UsageError, match=f"^--drain {words}"):
+        parse("--drain", seconds)
+
+
+class TestReactor:
+    def test_it_is_asked_for_once_all_options_are_found_good(self, installed: list[bool]) -> None:
+        parse("--port", "8080", "--drain", "5", "--access-log")
+        assert installed == [True]
+
+    def test_the_demo_asks_for_it_too(self, installed: list[bool]) -> None:
+        parse("--demo")
+        assert installed == [True]
+
+    @pytest.mark.parametrize(
+        "arguments", [["--port", "0"], ["--drain", "0"], ["--colour"], ["extra"], ["--port", "tcp:x"]]
+    )
+    def test_it_is_not_asked_for_with_a_wrong_option(
+        self, installed: list[bool], arguments: list[str]
+    ) -> None:
+        with pytest.raises(UsageError):
+            parse(*arguments)
+        assert installed == []
+
+    def test_it_is_not_asked_for_with_a_wrong_configuration(
+        self, installed: list[bool], environ: pytest.MonkeyPatch
+    ) -> None:
+        environ.setenv("PORT", "0")
+        for arguments in ([], ["--demo"]):
+            with pytest.raises(UsageError):
+                parse(*arguments)
+        assert installed == []
+
+    @pytest.mark.parametrize("argument", ["--version", "--help"])
+    def test_it_is_not_asked_for_where_nothing_is_served(self, installed: list[bool], argument: str) -> None:
+        with pytest.raises(SystemExit):
+            parse(argument)
+        assert installed == []
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "100000"])
@@ -115,7 +178,7 @@ def test_version_is_the_proxys_own(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_help_names_the_options_and_what_is_required() -> None:
     text = " ".join(str(Options()).split())
-    for word in ("--port", "--demo", "--version", *ENVIRON):
+    for word in ("--port", "--demo", "--drain", "--access-log", "--version", *ENVIRON):
         assert word in text
 
 
@@ -141,19 +204,26 @@ class TestDemo:
             parse("--demo")
 
     def test_it_makes_the_demo_service(self) -> None:
-        service = makeService(parse("--demo", "--port", "81"))
+        service = makeService(parse("--demo", "--port", "81", "--drain", "5"))
         assert isinstance(service, DemoService)
-        assert service._listen == ["tcp:81"]
+        assert (service._listen, service._drain, service._access_log) == (["tcp:81"], 5.0, True)
 
 
 def test_it_makes_the_service_that_the_options_ask_for() -> None:
-    service = makeService(parse("--port", "8080"))
+    service = makeService(parse("--port", "8080", "--drain", "5"))
     verifyObject(IService, service)
     assert isinstance(service, ProxyService)
     assert not isinstance(service, DemoService)
-    assert service._listen == ["tcp:8080"]
+    assert (service._listen, service._drain) == (["tcp:8080"], 5.0)
     assert service._load() == load(ENVIRON)
     assert service.name == "llmproxy"
+
+
+@pytest.mark.parametrize(("arguments", "logged"), [([], False), (["--access-log"], True)])
+def test_exchanges_are_logged_only_where_that_is_asked_for(arguments: list[str], logged: bool) -> None:
+    service = makeService(parse(*arguments))
+    assert isinstance(service, ProxyService)
+    assert service._access_log is logged
 
 
 def test_a_reload_reads_the_environment_and_its_files_anew(

@@ -67,6 +67,12 @@ def test_a_target_is_split_behind_its_first_segment_and_kept_as_it_is(
         b"/openai/%2e%2e%3bx/anthropic",
         b"/openai/%252e.;x/anthropic",
         b"/openai;x/..;y/anthropic",
+        b"/openai/..%3Fx",
+        b"/openai/..%3fx/anthropic",
+        b"/openai/..%23x",
+        b"/openai/%2e%2e%3f",
+        b"/openai/.%253Fx",
+        b"/openai/v1/..%2523",
     ],
 )
 def test_a_dot_segment_is_refused_however_it_is_spelled(raw: bytes) -> None:
@@ -88,6 +94,28 @@ def test_a_dot_segment_is_refused_however_it_is_spelled(raw: bytes) -> None:
 def test_a_backslash_in_the_path_is_refused_however_it_is_spelled(raw: bytes) -> None:
     with pytest.raises(RefusedTarget, match="backslash"):
         split(raw)
+
+
+def encoded(path: bytes, times: int) -> bytes:
+    """A path with a percent-encoded byte in it, itself encoded so many times over."""
+    return path + b"%" + b"25" * (times - 1) + b"61"
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_path_that_is_encoded_a_few_times_over_is_kept_as_it_is(times: int) -> None:
+    raw = encoded(b"/openai/v1/", times)
+    assert split(raw) == Target(b"openai", raw[len(b"/openai") :])
+
+
+@pytest.mark.parametrize("times", [4, 5, 1000, 5000])
+def test_a_path_that_is_encoded_many_times_over_is_refused(times: int) -> None:
+    with pytest.raises(RefusedTarget, match="several times over"):
+        split(encoded(b"/openai/v1/", times))
+
+
+def test_a_query_may_be_encoded_as_often_as_it_likes() -> None:
+    raw = encoded(b"/openai/v1?x=", 50)
+    assert split(raw).rest == raw[len(b"/openai") :]
 
 
 @pytest.mark.parametrize(
@@ -163,14 +191,14 @@ def spelled(data: st.DataObject, byte: int, depth: int) -> bytes:
 @given(
     data=st.data(),
     segment=st.sampled_from([b".", b".."]),
-    parameters=st.sampled_from([b"", b";", b";x=1"]),
+    parameters=st.sampled_from([b"", b";", b";x=1", b"%3Fx", b"%23"]),
     before=st.sampled_from([b"/openai", b"/openai/v1", b"/openai/a;b", b"/openai/"]),
     after=st.sampled_from([b"", b"/", b"/anthropic", b"?x=1"]),
 )
 def test_a_dot_segment_is_refused_in_whatever_encoding(
     data: st.DataObject, segment: bytes, parameters: bytes, before: bytes, after: bytes
 ) -> None:
-    hidden = b"".join(spelled(data, byte, 3) for byte in segment + parameters)
+    hidden = b"".join(spelled(data, byte, 2) for byte in segment + parameters)
     slash = b"/" if before == b"/openai" else spelled(data, ord("/"), 2)
     with pytest.raises(RefusedTarget, match="dot segment"):
         split(before + slash + hidden + after)

@@ -13,9 +13,10 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import AccumulatingProtocol
 from twisted.web.iweb import IBodyProducer
 
+from llmproxy.http.fields import Fields
 from llmproxy.http.interfaces import IAbortableResponse
-from llmproxy.transparent import TransparentClient, _ExactURL, _NoCookies
-from tests.support import ScriptedAgent, make_headers, pairs
+from llmproxy.transparent import TransparentClient, _NoCookies
+from tests.support import ScriptedAgent, pairs
 
 URL = b"https://openai.example/v1/x"
 
@@ -24,8 +25,9 @@ class Sent:
     """A transparent client over a scripted agent."""
 
     def __init__(self) -> None:
-        self.agent = ScriptedAgent()
-        self.client = TransparentClient(self.agent, Clock())
+        clock = Clock()
+        self.agent = ScriptedAgent(clock)
+        self.client = TransparentClient(self.agent, clock)
 
     def request(
         self,
@@ -34,7 +36,7 @@ class Sent:
         headers: list[tuple[bytes, bytes]] | None = None,
         body: IBodyProducer | None = None,
     ) -> Deferred[IAbortableResponse]:
-        return self.client.request(method, url, make_headers(headers or []), body)
+        return self.client.request(method, url, Fields(headers or []), body)
 
 
 @pytest.fixture
@@ -78,11 +80,12 @@ def test_a_method_is_not_changed(sent: Sent, method: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [[], [(b"accept-encoding", b"zstd")], [(b"x-a", b"2"), (b"x-a", b"1"), (b"x-a", b"2")]]
+    "headers",
+    [[], [(b"accept-encoding", b"zstd")], [(b"X-a", b"2"), (b"B", b""), (b"x-A", b"1"), (b"X-a", b"2")]],
 )
 def test_no_header_is_added_or_changed(sent: Sent, headers: list[tuple[bytes, bytes]]) -> None:
     sent.request(headers=headers)
-    assert sent.agent.only.header_list() == headers
+    assert sent.agent.only.headers.pairs == headers
 
 
 def test_a_body_is_handed_on_as_it_is(sent: Sent) -> None:
@@ -158,8 +161,12 @@ def test_the_cookie_jar_stays_empty() -> None:
     assert list(jar) == []
 
 
-def test_an_exact_url_is_told_with_all_its_bytes() -> None:
-    assert _ExactURL(URL + b"?;").to_uri().to_text(with_password=True) == (URL + b"?;").decode("ascii")
+def test_the_agent_is_given_whom_to_tell_of_interim_responses(sent: Sent) -> None:
+    told: list[tuple[int, bytes, Fields]] = []
+    answered = sent.client.request(b"GET", URL, Fields(), None, lambda *interim: told.append(interim))
+    sent.agent.only.interim(103, b"Early Hints", [(b"Link", b"</style.css>")])
+    assert told == [(103, b"Early Hints", Fields([(b"Link", b"</style.css>")]))]
+    assert not answered.called
 
 
 def test_a_failure_comes_back_as_it_is(sent: Sent) -> None:

@@ -62,7 +62,7 @@ class RequestBody:
         return not self.over and (self._dropped or (not self._paused and not self._held))
 
     @property
-    def awaited(self) -> bool:
+    def expected(self) -> bool:
         """Whether somebody waits for more of it now, so that the client's silence counts."""
         return self.wants and (self._dropped or self._consumer is not None)
 
@@ -101,7 +101,8 @@ class RequestBody:
         self._wanted()
         held, self._held = self._held, []
         for data in held:
-            consumer.write(data)
+            if not self._dropped:
+                consumer.write(data)
         if self.over:
             self._tell()
         else:
@@ -131,7 +132,7 @@ class RequestBody:
 
     def _tell(self) -> None:
         done = self._done
-        if done is None or self._held:
+        if done is None:
             return
         self._done = None
         if self._failure is None:

@@ -257,7 +257,7 @@ class Channel(Protocol):
     def _serve(self) -> None:
         """Render the first request that is not answered, one after the other."""
         if self._serving:
-            return  # a request that is answered at once: to go on from here would be a recursion as deep as the pipeline is long
+            return  # called by a request that is answered at once: the loop below goes on, as deep as it was
         self._serving = True
         while self.requests and self.requests[0] is not self._served and not self._closing:
             self._served = self.requests[0]
@@ -311,7 +311,7 @@ class Channel(Protocol):
             wanted = not self._early
         elif body is not None:
             wanted = body.wants
-            if body.awaited:
+            if body.expected:
                 self._deadline.set(self._limits.body_idle)
             else:
                 self._deadline.clear()

@@ -153,8 +153,8 @@ class UpstreamConnection(Protocol):
         self._head_size += len(data)
         try:
             self._parser.feed_data(data)
-            if self._response is None and not self._complete and self._head_size > self._limits.headers:
-                raise MalformedResponse("its headers are too large")
+            if not self._complete and self._head_size > self._limits.headers:
+                raise MalformedResponse("its headers or trailers are too large")
         except httptools.HttpParserUpgrade as upgrade:
             self._switched(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
@@ -218,7 +218,13 @@ class UpstreamConnection(Protocol):
         response.ends_with_connection = (
             not bodiless and length is None and not fields.hasHeader(b"transfer-encoding")
         )
-        self._keep_alive = self._parser.should_keep_alive() and not response.ends_with_connection
+        self._keep_alive = (
+            self._parser.should_keep_alive()
+            and not response.ends_with_connection
+            # HTTP/1.0 has no transfer codings: one is read, and not relied on (RFC 9112 section 6.1).
+            and (length is not None or self._parser.get_http_version() != "1.0")
+        )
+        self._head_size = 0
         self.state = State.RECEIVING
         self._response = response
         if self._body is not None:
@@ -232,8 +238,11 @@ class UpstreamConnection(Protocol):
             self._complete = True
 
     def on_body(self, data: bytes) -> None:
-        if self._response is not None and not self._complete:
-            self._response.deliver(data)
+        response = self._response
+        if response is None or self._complete:  # it was given up, is an interim one, or answers HEAD
+            raise MalformedResponse("it has a body where none belongs")
+        self._head_size = 0
+        response.deliver(data)
 
     def on_message_complete(self) -> None:
         if self._response is not None and self._response.code != 101:
@@ -242,6 +251,8 @@ class UpstreamConnection(Protocol):
     # The exchange
 
     def _interim(self, code: int, phrase: bytes, fields: Fields) -> None:
+        if code < 100:
+            raise MalformedResponse("its status is below 100")
         if code == 100:
             if self._body is not None:
                 self._body.start()
@@ -255,14 +266,16 @@ class UpstreamConnection(Protocol):
         answer, self._answer = self._answer, None
         if response is not None and answer is not None:
             answer.callback(response)
-        if self.state is State.TUNNEL:
-            self._tunnel.dataReceived(rest)
-        else:
+        if self.state is not State.TUNNEL:
             self.abort()  # nobody took it over
+        elif rest:
+            self._tunnel.dataReceived(rest)
 
     def _finish(self) -> None:
         """The response is whole: let the connection be used again where that is safe, then tell."""
         response, self._response = self._response, None
+        if response is not None and self._pairs:
+            response.trailers = Fields(self._pairs)
         self._complete = False
         if self.state is not State.CLOSED:
             self.state = State.IDLE
@@ -281,7 +294,6 @@ class UpstreamConnection(Protocol):
                 self._stop_sending()
                 self.transport.loseConnection()
         if response is not None:
-            response.trailers = Fields(self._pairs) if self._pairs else None
             response._end(_RESPONSE_DONE)
 
     def _fail(self, error: Exception) -> None:

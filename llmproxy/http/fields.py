@@ -34,6 +34,9 @@ class Fields(Headers):
     def __eq__(self, other: object) -> bool:
         return self.pairs == other.pairs if isinstance(other, Fields) else NotImplemented
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # Headers has one of its own, by its dictionary
+
     __hash__ = None  # type: ignore[assignment]
 
     def copy(self) -> Fields:

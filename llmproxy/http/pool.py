@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
@@ -51,7 +52,7 @@ class Pool:
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they come back."""
-        self._limits = UpstreamLimits(idle_connections=0)
+        self._limits = attrs.evolve(self._limits, idle_connections=0)
         for _, connection in self._idle:
             connection.close()
         self._idle.clear()
@@ -89,11 +90,15 @@ class Pool:
     def _serve_waiting(self) -> None:
         """There is room for one connection more: open it for whoever waits longest when it is up."""
         if self._waiting and self._open < self._limits.connections:
-            self._open_one().addCallbacks(self._released, self._refuse_one)
+            self._open += 1
+            self._connect(self._make).addCallbacks(self._released, self._refuse_one)
 
     def _refuse_one(self, failure: Failure) -> None:
+        # In this order: else the next attempt would be made for the one that this failure is for.
+        self._open -= 1
         if self._waiting:
             self._waiting.popleft().errback(failure)
+        self._serve_waiting()
 
     def _expire(self) -> None:
         """Close what has been idle for too long, and look again when the next one will have been."""

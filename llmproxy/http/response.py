@@ -44,7 +44,8 @@ class Response:
         self._protocol: Any = None
         self._held: list[bytes] = []
         # Where the connection puts what comes of the body; one attribute, since nothing here is called more often.
-        self.deliver: Callable[[bytes], None] = self._held.append
+        self.deliver: Callable[[bytes], None] = self._hold
+        self._paused = False
         self._ended: Failure | None = None
 
     def __repr__(self) -> str:
@@ -54,10 +55,12 @@ class Response:
         """See ``IResponse``."""
         protocol.makeConnection(self)
         self._protocol = protocol
-        for data in self._held:
-            protocol.dataReceived(data)
-        self._held.clear()
         self.deliver = protocol.dataReceived
+        held, self._held = self._held, []
+        for data in held:
+            protocol.dataReceived(data)
+        if held and not self._paused:
+            self.resumeProducing()
         if self._ended is not None:
             protocol.connectionLost(self._ended)
 
@@ -74,17 +77,24 @@ class Response:
 
     def pauseProducing(self) -> None:
         """Read nothing more of the body for now."""
+        self._paused = True
         if self._ended is None:
             self._connection.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """Read on."""
+        self._paused = False
         if self._ended is None:
             self._connection.transport.resumeProducing()
 
     def stopProducing(self) -> None:
         """Give the body up."""
         self.abort()
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what came before anyone reads, and let nothing more come until then."""
+        self._held.append(data)
+        self._connection.transport.pauseProducing()
 
     def _end(self, reason: Failure) -> None:
         self._ended = reason

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from llmproxy import demo_service
-from tests.integration.process import FOREGROUND, Proxy, Twistd, settings
+from tests.integration.process import FOREGROUND, LOOPBACK, Proxy, Twistd, settings
 from tests.integration.upstream import Upstream
 
 Background = Callable[..., "Future[Any]"]
@@ -35,8 +35,7 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    arguments = (*FOREGROUND, "--demo", "--port", "tcp:0:interface=127.0.0.1")
-    twistd = Twistd(*arguments, settings={}, cwd=tmp_path_factory.mktemp("demo"))
+    twistd = Twistd(*FOREGROUND, "--demo", *LOOPBACK, settings={}, cwd=tmp_path_factory.mktemp("demo"))
     try:
         yield Demo(f"http://127.0.0.1:{twistd.port}", demo_service.TOKEN, twistd)
     finally:
@@ -92,6 +91,10 @@ def background() -> Iterator[Background]:
     """Run a function in a thread; it must end before the test does."""
     with ThreadPoolExecutor() as threads:
         yield threads.submit
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than ten seconds; left out with -m 'not slow'.")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,13 +5,16 @@ The child gets no more of this environment than PATH. All that it prints is kept
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.integration.upstream import Upstream
@@ -29,6 +32,10 @@ SECRETS = (TOKEN, OPENAI_KEY, ANTHROPIC_KEY)
 AUTHORIZATION = b"Authorization: Bearer " + TOKEN.encode()
 
 FOREGROUND = ("-n", "--pidfile=", "llmproxy")
+LOOPBACK = ("--port", "tcp:0:interface=127.0.0.1")
+
+# The reactor to test with, by its name for twistd; without one, it is the proxy's own choice.
+REACTOR = os.environ.get("LLMPROXY_TEST_REACTOR") or None
 
 _STARTED = re.compile(r"llmproxy (?P<version>\S+) listens on (?P<addresses>.+); (?P<upstreams>.+)")
 
@@ -50,20 +57,43 @@ def settings(openai: str, anthropic: str, **others: str) -> dict[str, str]:
     }
 
 
+def command(*arguments: str, reactor: str | None = REACTOR) -> list[str]:
+    """Make the command line of a twistd.
+
+    :param reactor: to run on, by its name for twistd.
+    """
+    return [str(TWISTD), *([] if reactor is None else [f"--reactor={reactor}"]), *arguments]
+
+
+def with_descriptors(command: list[str], soft: int, hard: int) -> list[str]:
+    """Make a command that may open so many files at most."""
+    return ["/bin/sh", "-c", f'ulimit -Sn {soft}; ulimit -Hn {hard}; exec "$@"', "sh", *command]
+
+
 class Twistd:
     """twistd in the foreground.
 
-    :param arguments: all that follows ``twistd`` on the command line.
+    :param arguments: all that follows ``twistd`` on the command line, but for its reactor.
     :param settings: the environment variables of the child, beside PATH and PYTHONPATH.
     :param cwd: where it runs, so that nothing is left in the checkout.
+    :param reactor: to run on, by its name for twistd.
+    :param descriptors: the soft and the hard limit of files that it may open.
     """
 
-    def __init__(self, *arguments: str, settings: Mapping[str, str], cwd: Path) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        settings: Mapping[str, str],
+        cwd: Path,
+        reactor: str | None = REACTOR,
+        descriptors: tuple[int, int] | None = None,
+    ) -> None:
         self._lines: list[str] = []
         self._ended = False
         self._changed = threading.Condition()
+        started_by = command(*arguments, reactor=reactor)
         self._process = subprocess.Popen(
-            [TWISTD, *arguments],
+            started_by if descriptors is None else with_descriptors(started_by, *descriptors),
             env=environment(settings),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -82,6 +112,25 @@ class Twistd:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that are resident now."""
+        return self._memory("VmRSS")
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes of memory that were resident when they were most."""
+        return self._memory("VmHWM")
+
+    @property
+    def sockets(self) -> int:
+        """How many sockets it has open."""
+        count = 0
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                count += os.readlink(descriptor).startswith("socket:")
+        return count
 
     @property
     def log(self) -> str:
@@ -136,6 +185,10 @@ class Twistd:
                 self._process.wait()
         self._reader.join(PATIENCE)
 
+    def _memory(self, which: str) -> int:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition(f"{which}:")[2].split()[0]) * 1024
+
     def _read(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as output:
@@ -148,14 +201,41 @@ class Twistd:
             self._changed.notify_all()
 
 
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait for what no event tells."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        time.sleep(0.02)
+
+
+def refuses(port: int) -> bool:
+    """Tell whether nobody listens on a port of loopback."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) != 0
+
+
 class Proxy:
     """A proxy in the foreground on a port of loopback, and the upstreams behind it.
 
     :param upstreams: those whose connections are closed after each test.
+    :param options: of the proxy, beside where it listens.
+    :param descriptors: the soft and the hard limit of files that it may open.
     """
 
-    def __init__(self, settings: Mapping[str, str], cwd: Path, *upstreams: Upstream) -> None:
-        self.twistd = Twistd(*FOREGROUND, "--port", "tcp:0:interface=127.0.0.1", settings=settings, cwd=cwd)
+    def __init__(
+        self,
+        settings: Mapping[str, str],
+        cwd: Path,
+        *upstreams: Upstream,
+        options: Sequence[str] = (),
+        reactor: str | None = REACTOR,
+        descriptors: tuple[int, int] | None = None,
+    ) -> None:
+        arguments = (*FOREGROUND, *LOOPBACK, *options)
+        self.twistd = Twistd(
+            *arguments, settings=settings, cwd=cwd, reactor=reactor, descriptors=descriptors
+        )
         self._upstreams = upstreams
         self._clients: list[Wire] = []
 
@@ -167,9 +247,9 @@ class Proxy:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.twistd.port}"
 
-    def connect(self, receive_buffer: int | None = None) -> Wire:
+    def connect(self, receive_buffer: int | None = None, source: str = "127.0.0.1") -> Wire:
         """Connect a client; see :func:`~tests.integration.wire.connect`."""
-        client = connect(self.twistd.port, receive_buffer)
+        client = connect(self.twistd.port, receive_buffer, source)
         self._clients.append(client)
         return client
 
@@ -200,3 +280,24 @@ class Proxy:
             upstream.close()
         told = [word for word in (*SECRETS, "Traceback", "Unhandled") if word in self.twistd.log]
         assert not told, self.twistd.log
+
+
+@contextlib.contextmanager
+def running(
+    cwd: Path,
+    *upstreams: Upstream,
+    options: Sequence[str] = (),
+    reactor: str | None = REACTOR,
+    descriptors: tuple[int, int] | None = None,
+    **others: str,
+) -> Iterator[Proxy]:
+    """Run a proxy between its start and its end, with one upstream or two, and other settings by their names."""
+    openai, anthropic = upstreams[0], upstreams[-1]
+    urls = settings(f"http://127.0.0.1:{openai.port}", f"http://127.0.0.1:{anthropic.port}", **others)
+    proxy = Proxy(urls, cwd, *upstreams, options=options, reactor=reactor, descriptors=descriptors)
+    try:
+        proxy.twistd.started()
+        yield proxy
+    finally:
+        proxy.hang_up()
+        proxy.stop()

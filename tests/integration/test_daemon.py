@@ -7,8 +7,7 @@ import os
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,12 @@ from tests.integration.process import (
     OPENAI_KEY,
     SECRETS,
     TOKEN,
-    TWISTD,
     Proxy,
     Twistd,
+    command,
     environment,
+    eventually,
+    refuses,
     settings,
 )
 from tests.integration.upstream import Upstream
@@ -35,20 +36,14 @@ SETTINGS = settings("http://127.0.0.1:1", "http://127.0.0.1:1/base")
 ANY_PORT = "tcp:0:interface=127.0.0.1"
 HEALTHZ = message(b"GET /healthz HTTP/1.1", b"Host: proxy.example")
 OK = message(b"HTTP/1.1 200 OK", b"Content-Length: 2", body=b"ok")
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait for what no event tells."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
-        time.sleep(0.02)
+HOST = b"Host: proxy.example"
+CHUNKED = b"Transfer-Encoding: chunked"
 
 
 def run(*arguments: str, settings: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a twistd that is to end by itself: to daemonize, or to fail."""
     return subprocess.run(
-        [TWISTD, *arguments],
+        command(*arguments),
         env=environment(settings),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
@@ -111,11 +106,6 @@ def assert_healthy(client: Wire) -> None:
     client.close()
 
 
-def refuses(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) != 0
-
-
 # Daemonized
 
 
@@ -130,10 +120,50 @@ def test_a_daemon_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
         assert refuses(port)
 
 
+def test_a_daemon_streams(tmp_path: Path) -> None:
+    upstream = Upstream()
+    url = f"http://127.0.0.1:{upstream.port}"
+    with daemon(settings(url, url), tmp_path) as served:
+        client = connect(served.port)
+        client.send(message(b"POST /openai/v1/x HTTP/1.1", HOST, AUTHORIZATION, CHUNKED, body=chunked(b"up 1")))
+        wire = upstream.accept()
+        request = Body(wire, wire.head())
+        assert request.exactly(4) == b"up 1"
+        client.send(chunked(b"up 2") + LAST_CHUNK)
+        assert request.rest() == b"up 2"
+        wire.send(message(b"HTTP/1.1 200 OK", CHUNKED, body=chunked(b"down 1")))
+        response = Body(client, client.head())
+        assert response.exactly(6) == b"down 1"
+        wire.send(chunked(b"down 2") + LAST_CHUNK)
+        assert response.rest() == b"down 2"
+        # A client that leaves is noticed, too.
+        client.send(message(b"GET /openai/v1/x HTTP/1.1", HOST, AUTHORIZATION))
+        wire.request()
+        client.close()
+        wire.ending()
+    upstream.close()
+
+
+def test_a_daemon_finishes_what_is_in_flight(tmp_path: Path) -> None:
+    upstream = Upstream()
+    url = f"http://127.0.0.1:{upstream.port}"
+    with daemon(settings(url, url), tmp_path) as served:
+        port = served.port
+        client = connect(port)
+        client.send(message(b"GET /openai/v1/x HTTP/1.1", HOST, AUTHORIZATION))
+        wire, _ = upstream.receive()
+        served.terminate()
+        eventually(lambda: refuses(port), "the listener is closed")
+        wire.send(OK)
+        assert client.response().body == b"ok"
+    upstream.close()
+
+
 def test_the_log_of_a_daemon_has_one_line_of_what_is_served_where(tmp_path: Path) -> None:
     urls = settings("http://openai.example:8001/v1", "https://anthropic.example")
     with daemon(urls, tmp_path) as served:
         port = served.port
+        assert_healthy(connect(port))
     (line,) = served.startup_lines
     for fact in (f"127.0.0.1:{port}", "openai.example:8001", "anthropic.example", llmproxy.__version__):
         assert fact in line

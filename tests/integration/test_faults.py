@@ -25,6 +25,7 @@ from tests.integration.wire import (
 POST = b"POST /openai/v1/chat/completions?key=sk-in-a-query"
 CHUNKED = b"Transfer-Encoding: chunked"
 LENGTH = b"Content-Length: 1000"
+OK = message(b"HTTP/1.1 200 OK", b"Content-Length: 2", body=b"ok")
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +210,131 @@ def test_an_upstream_may_drop_an_idle_connection(proxy: Proxy, openai: Upstream)
         wire.send(message(b"HTTP/1.1 200 OK", b"Content-Length: 2", body=b"ok"))
         assert client.response().body == b"ok"
         wire.finish()
+
+
+# A connection that was used before
+
+
+def kept(proxy: Proxy, upstream: Upstream) -> tuple[Wire, Wire]:
+    """A client and the upstream's end of a connection on which one exchange is over."""
+    client = proxy.send(POST, b"Content-Length: 2", body=b"{}")
+    wire, _ = upstream.receive()
+    wire.send(OK)
+    assert client.response().body == b"ok"
+    return client, wire
+
+
+def send_again(client: Wire, body: bytes = b"{}", framing: bytes | None = None) -> None:
+    length = framing or b"Content-Length: %d" % len(body)
+    client.send(message(POST + b" HTTP/1.1", b"Host: proxy.example", AUTHORIZATION, length, body=body))
+
+
+def test_a_connection_that_was_reset_while_idle_is_not_used(proxy: Proxy, openai: Upstream) -> None:
+    for _ in range(3):
+        client, wire = kept(proxy, openai)
+        wire.reset()
+        send_again(client)
+        wire, request = openai.receive()
+        assert request.body == b"{}"
+        wire.send(OK)
+        assert client.response().body == b"ok"
+        wire.finish()
+
+
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [
+        (b"Content-Length: 8", b"question"),
+        (CHUNKED, chunked(b"ques", b"tion") + LAST_CHUNK),
+        (b"Content-Length: 60000", b"q" * 60000),
+    ],
+    ids=["length", "chunked", "60 kB"],
+)
+def test_what_a_kept_connection_dropped_unread_is_sent_once_more(
+    proxy: Proxy, openai: Upstream, framing: bytes, body: bytes
+) -> None:
+    client, wire = kept(proxy, openai)
+    send_again(client, body, framing)
+    wire.wait_until_readable()
+    wire.close()  # with bytes unread, which resets
+    fresh, request = openai.receive()
+    assert request.body in (b"question", b"q" * 60000)
+    assert request.head.fields(b"host", b"authorization") == {
+        name.lower(): [value] for name, _, value in [framing.partition(b": ")]
+    }
+    fresh.send(OK)
+    assert client.response().body == b"ok"
+
+
+def test_it_is_not_sent_a_third_time(proxy: Proxy, openai: Upstream) -> None:
+    client, wire = kept(proxy, openai)
+    send_again(client)
+    wire.wait_until_readable()
+    wire.close()
+    fresh, _ = openai.receive()
+    fresh.reset()
+    assert_problem(client.response(), 502, "bad_gateway", "openai")
+    assert openai.waiting() == 0
+
+
+def test_a_body_that_is_no_longer_held_is_not_sent_again(
+    proxy: Proxy, openai: Upstream, background: Background
+) -> None:
+    client, wire = kept(proxy, openai)
+    sending = background(send_again, client, b"x" * 10_000_000)
+    wire.wait_until_readable()
+    wire.close()
+    assert_problem(client.response(), 502, "bad_gateway", "openai")
+    assert openai.waiting() == 0
+    client.close()
+    sending.exception(PATIENCE)
+
+
+def test_a_body_that_is_still_on_its_way_is_not_sent_again(proxy: Proxy, openai: Upstream) -> None:
+    client, wire = kept(proxy, openai)
+    send_again(client, chunked(b"part"), CHUNKED)
+    wire.wait_until_readable()
+    wire.close()
+    assert_problem(client.response(), 502, "bad_gateway", "openai")
+    assert openai.waiting() == 0
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200"], ids=["nothing", "a part"])
+def test_what_a_kept_connection_may_have_acted_on_is_for_the_client_to_send_again(
+    proxy: Proxy, openai: Upstream, answer: bytes
+) -> None:
+    client, wire = kept(proxy, openai)
+    send_again(client)
+    wire.request()
+    wire.send(answer)
+    wire.end()
+    response = client.response()
+    assert_problem(response, 502, "bad_gateway", "openai", "closed")
+    assert response.head.values(b"x-should-retry") == [b"true"]
+    assert openai.waiting() == 0
+
+
+def test_a_reset_within_an_answer_is_not_sent_again(proxy: Proxy, openai: Upstream) -> None:
+    client, wire = kept(proxy, openai)
+    send_again(client)
+    wire.request()
+    wire.send(b"HTTP/1.1 200 OK\r\nX-Begun: ")
+    assert proxy.ask(b"GET /healthz").body == b"ok"  # by now it was read
+    wire.reset()
+    assert_problem(client.response(), 502, "bad_gateway", "openai")
+    assert openai.waiting() == 0
+
+
+def test_more_than_one_answer_closes_a_connection(proxy: Proxy, openai: Upstream) -> None:
+    client = proxy.send(POST, b"Content-Length: 2", body=b"{}")
+    wire, _ = openai.receive()
+    wire.send(OK + message(b"HTTP/1.1 200 OK", b"Content-Length: 6", body=b"stolen"))
+    assert client.response().body == b"ok"
+    wire.ending()
+    send_again(client)
+    fresh, _ = openai.receive()
+    fresh.send(OK)
+    assert client.response().body == b"ok"
 
 
 # After the headers

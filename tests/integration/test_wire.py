@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import subprocess
 from random import Random
 from typing import Any
 
@@ -12,11 +14,12 @@ import pytest
 from tests.integration.conftest import Background
 from tests.integration.process import ANTHROPIC_KEY, AUTHORIZATION, OPENAI_KEY, SECRETS, TOKEN, Proxy
 from tests.integration.upstream import Upstream
-from tests.integration.wire import LAST_CHUNK, Body, Ending, Message, chunked, message
+from tests.integration.wire import LAST_CHUNK, PATIENCE, Body, Ending, Message, chunked, message
 
 OK = message(b"HTTP/1.1 200 OK", b"Content-Length: 2", body=b"ok")
 HOST = b"Host: proxy.example"
 BEARER = b"Bearer " + TOKEN.encode()
+
 
 def forwarded(proxy: Proxy, upstream: Upstream, line: bytes, *headers: bytes, body: bytes = b"") -> Message:
     """What the upstream gets of a request; it answers, and the client reads that."""
@@ -324,6 +327,143 @@ def test_a_chunked_upload_stays_chunked(
     assert client.response().body == b"ok"
     assert request.head.fields(b"host", b"authorization") == {b"transfer-encoding": [b"chunked"]}
     assert request.body == b"".join(parts)
+    assert request.trailers == ()
+
+
+def test_names_and_order_of_a_requests_headers_stay(proxy: Proxy, openai: Upstream) -> None:
+    own = [
+        (b"X-ZULU", b"1"),
+        (b"x-alpha", b"2"),
+        (b"OpenAI-Organization", b"3"),
+        (b"x-ZuLu", b"4"),
+        (b"ACCEPT", b"*/*"),
+        (b"anthropic-Beta", b"5"),
+    ]
+    request = forwarded(proxy, openai, b"GET /openai/v1/models", *[b": ".join(pair) for pair in own])
+    ours = (b"host", b"authorization")
+    assert [pair for pair in request.head.headers if pair[0].lower() not in ours] == own
+
+
+def test_trailers_of_a_request_pass(proxy: Proxy, openai: Upstream) -> None:
+    body = chunked(b"one", b"two") + b"0\r\nX-Checksum: 5\r\nx-Other:  a b \r\n\r\n"
+    request = forwarded(
+        proxy, openai, b"POST /openai/v1/files", b"Transfer-Encoding: chunked", b"Trailer: X-Checksum", body=body
+    )
+    assert request.body == b"onetwo"
+    assert request.trailers == ((b"X-Checksum", b"5"), (b"x-Other", b"a b"))
+
+
+@pytest.mark.parametrize("body", [b"", b"hello"])
+def test_another_protocol_is_declined_by_going_on_with_http(
+    proxy: Proxy, openai: Upstream, body: bytes
+) -> None:
+    client = proxy.connect()
+    offer = [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"]
+    framing = [b"Content-Length: %d" % len(body)] if body else []
+    line = b"%b /openai/v1/x HTTP/1.1" % (b"POST" if body else b"GET")
+    for _ in range(2):  # the connection goes on, too
+        client.send(message(line, HOST, AUTHORIZATION, *offer, *framing, body=body))
+        wire, request = openai.receive()
+        assert request.head.fields(b"host", b"authorization") == ({b"content-length": [b"5"]} if body else {})
+        assert request.body == body
+        wire.send(message(b"HTTP/1.1 200 OK", b"Connection: close", b"Content-Length: 2", body=b"ok"))
+        response = client.response()
+        assert response.head.line == b"HTTP/1.1 200 OK"
+        assert response.body == b"ok"
+
+
+def test_an_offer_of_another_protocol_with_a_chunked_body_is_served(proxy: Proxy, openai: Upstream) -> None:
+    client = proxy.send(
+        b"POST /openai/v1/x",
+        b"Connection: Upgrade",
+        b"Upgrade: h2c",
+        b"Transfer-Encoding: chunked",
+        body=chunked(b"one") + LAST_CHUNK + message(b"GET /healthz HTTP/1.1", HOST),
+    )
+    wire, request = openai.receive()
+    assert request.body == b"one"
+    wire.send(OK)
+    assert [client.response().body, client.response().body] == [b"ok", b"ok"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_curl_that_offers_http_2_is_served(proxy: Proxy, openai: Upstream, background: Background) -> None:
+    curl = ["curl", "--silent", "--show-error", "--http2", "--noproxy", "*", "--header", AUTHORIZATION.decode()]
+    url = f"{proxy.url}/openai/v1/x"
+    running = background(
+        subprocess.run, [*curl, "--data", "hello", url], check=True, capture_output=True, timeout=PATIENCE
+    )
+    wire, request = openai.receive()
+    assert request.body == b"hello"
+    wire.send(OK)
+    assert running.result().stdout == b"ok"
+
+
+# Requests behind one another
+
+
+@pytest.mark.parametrize("pace", ["at once", "byte by byte"])
+def test_pipelined_requests_are_answered_in_order(
+    proxy: Proxy, openai: Upstream, background: Background, pace: str
+) -> None:
+    requests = b""
+    for number in range(12):
+        if number % 4 == 3:
+            requests += message(b"GET /healthz HTTP/1.1", HOST)
+        elif number % 4 == 2:
+            body = chunked(b"number ", b"%d" % number) + LAST_CHUNK
+            requests += message(
+                b"POST /openai/v1/x HTTP/1.1", HOST, AUTHORIZATION, b"Transfer-Encoding: chunked", body=body
+            )
+        else:
+            body = b"number %d" % number
+            requests += message(
+                b"POST /openai/v1/x HTTP/1.1", HOST, AUTHORIZATION, b"Content-Length: %d" % len(body), body=body
+            )
+    client = proxy.connect()
+    if pace == "at once":
+        client.send(requests)
+    else:
+        background(lambda: [client.send(requests[at : at + 1]) for at in range(len(requests))])
+    wire = openai.accept()
+    for number in range(12):
+        if number % 4 == 3:
+            assert client.response().body == b"ok"
+            continue
+        request = wire.request()
+        assert request.body == b"number %d" % number
+        wire.send(message(b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(request.body), body=request.body))
+        assert client.response().body == request.body
+
+
+def test_a_pipelined_request_waits_for_the_answer_before_it(proxy: Proxy, openai: Upstream) -> None:
+    client = proxy.connect()
+    client.send(
+        message(b"GET /openai/v1/1 HTTP/1.1", HOST, AUTHORIZATION)
+        + message(b"GET /nowhere HTTP/1.1", HOST, AUTHORIZATION)
+    )
+    wire, _ = openai.receive()
+    wire.send(message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked", body=chunked(b"one")))
+    body = Body(client, client.head())
+    assert body.exactly(3) == b"one"
+    wire.send(LAST_CHUNK)
+    assert body.rest() == b""
+    assert client.response().head.status == 404
+
+
+def test_what_is_pipelined_behind_the_last_request_is_not_served(proxy: Proxy, openai: Upstream) -> None:
+    client = proxy.connect()
+    client.send(
+        message(b"GET /openai/v1/1 HTTP/1.1", HOST, AUTHORIZATION, b"Connection: close")
+        + message(b"DELETE /openai/v1/2 HTTP/1.1", HOST, AUTHORIZATION)
+    )
+    wire, _ = openai.receive()
+    wire.send(OK)
+    assert client.response().body == b"ok"
+    assert client.ending() is Ending.FIN
+    proxy.send(b"GET /openai/v1/3")
+    assert wire.request().head.line == b"GET /v1/3 HTTP/1.1"
+    assert openai.waiting() == 0
 
 
 # Responses
@@ -385,6 +525,59 @@ def test_a_chunked_response_stays_chunked(proxy: Proxy, openai: Upstream) -> Non
     response = answered(proxy, openai, message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked", body=body))
     assert response.head.fields() == {b"transfer-encoding": [b"chunked"]}
     assert response.body == b"one" + b"x" * 100_000 + b"three"
+    assert response.trailers == ()
+
+
+def test_names_and_order_of_a_responses_headers_stay(proxy: Proxy, openai: Upstream) -> None:
+    headers = [
+        (b"X-ZULU", b"1"),
+        (b"x-alpha", b"2"),
+        (b"Set-Cookie", b"a=1"),
+        (b"x-ZuLu", b"3"),
+        (b"CONTENT-length", b"2"),
+        (b"set-cookie", b"b=2"),
+        (b"openai-Processing-MS", b"4"),
+    ]
+    ok = message(b"HTTP/1.1 200 OK", *[b": ".join(pair) for pair in headers], body=b"ok")
+    assert answered(proxy, openai, ok).head.headers == tuple(headers)
+
+
+def test_trailers_of_a_response_pass(proxy: Proxy, openai: Upstream) -> None:
+    body = chunked(b"one", b"two") + b"0\r\nX-Checksum: 5\r\nx-Other:  a b \r\n\r\n"
+    headers = [b"Transfer-Encoding: chunked", b"Trailer: X-Checksum"]
+    response = answered(proxy, openai, message(b"HTTP/1.1 200 OK", *headers, body=body))
+    assert response.body == b"onetwo"
+    assert response.trailers == ((b"X-Checksum", b"5"), (b"x-Other", b"a b"))
+
+
+def test_early_hints_pass_before_the_response(proxy: Proxy, openai: Upstream) -> None:
+    client = proxy.send(b"GET /openai/v1/models")
+    wire, _ = openai.receive()
+    for number in range(2):
+        hint = b"</%d.css>; rel=preload" % number
+        wire.send(message(b"HTTP/1.1 103 Early Hints", b"Link: " + hint, b"Connection: x-dropped", b"x-dropped: 1"))
+        head = client.head()
+        assert head.line == b"HTTP/1.1 103 Early Hints"
+        assert head.headers == ((b"Link", hint),)
+    wire.send(OK)
+    assert client.response().body == b"ok"
+    client.send(message(b"GET /healthz HTTP/1.1", HOST))
+    assert client.response().body == b"ok"
+
+
+def test_an_older_client_gets_no_early_hints(proxy: Proxy, openai: Upstream) -> None:
+    client = proxy.connect()
+    client.send(message(b"GET /openai/v1/models HTTP/1.0", HOST, AUTHORIZATION))
+    wire, _ = openai.receive()
+    wire.send(message(b"HTTP/1.1 103 Early Hints", b"Link: </x>") + OK)
+    assert client.response().head.status == 200
+
+
+def test_a_100_that_nobody_asked_for_ends_here(proxy: Proxy, openai: Upstream) -> None:
+    client = proxy.send(b"POST /openai/v1/x", b"Content-Length: 2", body=b"{}")
+    wire, _ = openai.receive()
+    wire.send(message(b"HTTP/1.1 100 Continue") + OK)
+    assert client.response().head.status == 200
 
 
 def test_a_response_that_the_close_ends_is_whole(proxy: Proxy, openai: Upstream) -> None:
@@ -419,6 +612,43 @@ def test_an_older_client_gets_a_body_that_it_can_read(
     response = client.response()
     assert response.body == b"whole"
     assert response.head.values(b"transfer-encoding") == []
+    assert client.ending() is Ending.FIN
+
+
+@pytest.mark.parametrize("host", [[HOST], []], ids=["host", "no host"])
+def test_an_older_client_may_keep_its_connection(proxy: Proxy, openai: Upstream, host: list[bytes]) -> None:
+    client = proxy.connect()
+    for _ in range(3):
+        client.send(message(b"GET /openai/v1/x HTTP/1.0", *host, b"Connection: Keep-Alive", AUTHORIZATION))
+        wire, request = openai.receive()
+        assert request.head.line == b"GET /v1/x HTTP/1.1"
+        assert request.head.fields(b"authorization") == {b"host": [openai.netloc]}
+        wire.send(message(b"HTTP/1.1 200 OK", b"Connection: close", b"Content-Length: 2", body=b"ok"))
+        response = client.response()
+        assert response.body == b"ok"
+        assert [value.lower() for value in response.head.values(b"connection")] == [b"keep-alive"]
+
+
+def test_a_body_without_a_length_ends_an_older_clients_connection(proxy: Proxy, openai: Upstream) -> None:
+    client = proxy.connect()
+    client.send(message(b"GET /openai/v1/x HTTP/1.0", HOST, b"Connection: Keep-Alive", AUTHORIZATION))
+    wire, _ = openai.receive()
+    wire.send(message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked", body=chunked(b"o", b"k") + LAST_CHUNK))
+    response = client.response()
+    assert response.body == b"ok"
+    assert response.head.values(b"connection") == [b"close"]
+    assert client.ending() is Ending.FIN
+
+
+def test_an_older_client_may_upload(proxy: Proxy, openai: Upstream) -> None:
+    client = proxy.connect()
+    client.send(
+        message(b"POST /openai/v1/x HTTP/1.0", HOST, AUTHORIZATION, b"Content-Length: 5", body=b"hello")
+    )
+    wire, request = openai.receive()
+    assert request.body == b"hello"
+    wire.send(OK)
+    assert client.response().body == b"ok"
     assert client.ending() is Ending.FIN
 
 

@@ -10,14 +10,19 @@ import contextlib
 import json
 import select
 import socket
+import ssl
 import struct
+import time
+from collections.abc import Callable
 from enum import Enum
+from random import Random
 from typing import Any
 
 import attrs
 
-PATIENCE = 10.0  # seconds; nothing that works takes nearly as long, even on a busy machine
+PATIENCE = 20.0  # seconds; nothing that works takes nearly as long, even on a busy machine
 _READ_SIZE = 65536  # bytes
+BLOCK = Random(11).randbytes(1_000_000)
 
 
 class Ending(Enum):
@@ -66,10 +71,14 @@ class Head:
 
 @attrs.frozen
 class Message:
-    """A message that came whole."""
+    """A message that came whole.
+
+    :ivar trailers: the fields that followed its chunks.
+    """
 
     head: Head
     body: bytes
+    trailers: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def json(self) -> Any:
@@ -100,19 +109,38 @@ class Wire:
             self._socket.settimeout(PATIENCE)
         return sent
 
+    def end(self) -> None:
+        """End our direction, and go on reading: the peer sees a bare FIN."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def start_tls(self, tls: ssl.SSLContext) -> None:
+        """Begin TLS, as its server, on a connection that is up."""
+        assert not self._received
+        self._socket = tls.wrap_socket(self._socket, server_side=True)
+
+    def wait_until_readable(self) -> None:
+        """Wait until something came that is not read yet, and leave it there."""
+        assert select.select([self._socket], [], [], PATIENCE)[0], f"nothing came for {PATIENCE} s"
+
+    def wait_for_reset(self, patience: float = PATIENCE) -> None:
+        """Wait until the peer has torn the connection down, and read nothing of what it sent before."""
+        poll = select.poll()
+        poll.register(self._socket, 0)  # errors are told unasked
+        assert poll.poll(patience * 1000), f"not torn down for {patience} s"
+
     def head(self) -> Head:
         """Read a start line and headers."""
         while b"\r\n\r\n" not in self._received:
             assert self._receive(), f"the connection ended ({self._ending}) within a head: {self._received!r}"
         text, _, self._received = self._received.partition(b"\r\n\r\n")
         line, *lines = text.split(b"\r\n")
-        pairs = [header.partition(b":") for header in lines]
-        return Head(line, tuple((name, value.strip(b" \t")) for name, _, value in pairs))
+        return Head(line, _fields(lines))
 
     def request(self) -> Message:
         """Read a whole request."""
         head = self.head()
-        return Message(head, Body(self, head, close_delimited=False).rest())
+        body = Body(self, head, close_delimited=False)
+        return Message(head, body.rest(), body.trailers)
 
     def response(self, method: bytes = b"GET") -> Message:
         """Read a whole response.
@@ -122,8 +150,10 @@ class Wire:
         """
         head = self.head()
         # RFC 9112 section 6.3, rule 1.
-        empty = method == b"HEAD" or head.status in (204, 304)
-        return Message(head, b"" if empty else Body(self, head).rest())
+        if method == b"HEAD" or head.status in (204, 304):
+            return Message(head, b"")
+        body = Body(self, head)
+        return Message(head, body.rest(), body.trailers)
 
     def some(self, most: int) -> bytes:
         """Read what is there, or wait for it; nothing where the connection has ended."""
@@ -131,6 +161,16 @@ class Wire:
             self._receive()
         taken, self._received = self._received[:most], self._received[most:]
         return taken
+
+    def exactly(self, count: int) -> bytes:
+        """Read so many bytes."""
+        parts = []
+        while count:
+            part = self.some(min(count, _READ_SIZE))
+            assert part, f"the connection ended ({self._ending}) {count} bytes too early"
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
 
     def ending(self) -> Ending:
         """Wait for the end of the connection, before which nothing more must come."""
@@ -179,10 +219,12 @@ class Body:
     """A message's body, read by its framing (RFC 9112 section 6.3).
 
     :param close_delimited: whether the end of the connection ends a body that tells no length, as it does for responses.
+    :ivar trailers: the fields that followed the last chunk.
     """
 
     def __init__(self, wire: Wire, head: Head, close_delimited: bool = True) -> None:
         self._wire = wire
+        self.trailers: tuple[tuple[bytes, bytes], ...] = ()
         coding, lengths = head.values(b"transfer-encoding"), head.values(b"content-length")
         assert not (coding and lengths), f"both framings at once: {head}"
         assert coding in ([], [b"chunked"]), head
@@ -237,7 +279,10 @@ class Body:
     def _next_chunk(self) -> None:
         self._left = int(self._line(), 16)
         if self._left == 0:
-            assert self._line() == b"", "a trailer that nobody sent"
+            lines = []
+            while line := self._line():
+                lines.append(line)
+            self.trailers = _fields(lines)
             self._over = True
 
     def _end_chunk(self) -> None:
@@ -253,15 +298,22 @@ class Body:
         return line[:-2]
 
 
-def connect(port: int, receive_buffer: int | None = None) -> Wire:
+def _fields(lines: list[bytes]) -> tuple[tuple[bytes, bytes], ...]:
+    pairs = [line.partition(b":") for line in lines]
+    return tuple((name, value.strip(b" \t")) for name, _, value in pairs)
+
+
+def connect(port: int, receive_buffer: int | None = None, source: str = "127.0.0.1") -> Wire:
     """Connect to a port on loopback.
 
     :param receive_buffer: bytes that the kernel may hold for us unread.
+    :param source: our own address.
     """
     sock = socket.socket()
     if receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.settimeout(PATIENCE)
+    sock.bind((source, 0))
     sock.connect(("127.0.0.1", port))
     return Wire(sock)
 
@@ -277,3 +329,43 @@ def chunked(*parts: bytes) -> bytes:
 
 
 LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Flood:
+    """More bytes than any process on their way may hold: made as they are sent, and checked as they are read.
+
+    :param wire: to send on.
+    :param blocks: how many, of :data:`BLOCK` each.
+    :param encode: puts a block into the framing of its body.
+    """
+
+    def __init__(self, wire: Wire, blocks: int, encode: Callable[[bytes], bytes] = bytes) -> None:
+        self._wire = wire
+        self._blocks = blocks
+        self._encoded = encode(BLOCK)
+        self.sent = 0
+
+    def send(self, end: bytes = b"") -> None:
+        """Send all of it, and ``end`` behind it."""
+        while self.sent < self._blocks:
+            self._wire.send(self._encoded)
+            self.sent += 1
+        self._wire.send(end)
+
+    def wait_until_stalled(self) -> None:
+        """Wait until nothing goes any more, though there is more."""
+        while True:
+            before = self.sent
+            time.sleep(0.5)  # no event tells that nothing happens
+            if before and self.sent == before:
+                break
+        assert self.sent < self._blocks, "all of it went"
+
+    @staticmethod
+    def read(exactly: Callable[[int], bytes], blocks: int) -> None:
+        """Read so many blocks, and check them.
+
+        :param exactly: reads so many bytes.
+        """
+        for _ in range(blocks):
+            assert exactly(len(BLOCK)) == BLOCK

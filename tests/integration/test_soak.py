@@ -1,0 +1,279 @@
+"""Many streams at once, for a while, whose clients come and go as they like: nothing of them is left at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import multiprocessing
+import resource
+import socket
+import struct
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+
+from tests.integration.process import AUTHORIZATION, Proxy, eventually, settings
+from tests.integration.wire import message
+
+STREAMS = 2000
+ROUNDS = 2
+ROUND = 8.0  # seconds
+PAUSES = (0.05, 1.0)  # seconds between two events
+KEPT = 8_000_000  # bytes by which the second of two equal rounds may leave the proxy larger than the first
+GROWTH = 60_000_000  # bytes by which it may be larger than at its start: what the allocator keeps for the next crowd
+REQUEST = message(b"GET /openai/v1/stream HTTP/1.1", b"Host: proxy.example", AUTHORIZATION)
+EVENT = b"data: " + b"x" * 90 + b"\n\n"
+CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
+STREAM = message(
+    b"HTTP/1.1 200 OK", b"Content-Type: text/event-stream", b"Transfer-Encoding: chunked", body=CHUNK
+)
+
+
+# The upstream, a process of its own
+
+
+class _Streams(asyncio.Protocol):
+    """One connection of the proxy: each request is answered by a stream of some events, with pauses between them."""
+
+    open_now: ClassVar[set[_Streams]] = set()
+    most: ClassVar[int] = 0
+    random: ClassVar[Random] = Random(1)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._next: asyncio.TimerHandle | None = None
+        self._request = b""
+        self.open_now.add(self)
+        _Streams.most = max(self.most, len(self.open_now))
+
+    def data_received(self, data: bytes) -> None:
+        self._request += data
+        if self._request.endswith(b"\r\n\r\n"):
+            self._request = b""
+            self._left = self.random.randrange(1, 60)
+            self._transport.write(STREAM)
+            self._pause()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open_now.discard(self)
+        if self._next is not None:
+            self._next.cancel()
+
+    def _pause(self) -> None:
+        self._next = asyncio.get_running_loop().call_later(self.random.uniform(*PAUSES), self._go_on)
+
+    def _go_on(self) -> None:
+        self._left -= 1
+        if self._left:
+            self._transport.write(CHUNK)
+            self._pause()
+        else:
+            self._transport.write(b"0\r\n\r\n")
+
+
+async def _serve(told: Connection) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(_Streams, "127.0.0.1", 0, backlog=4096)
+    told.send(server.sockets[0].getsockname()[1])
+    asked = asyncio.Event()
+    loop.add_reader(told.fileno(), asked.set)
+    while True:
+        await asked.wait()
+        asked.clear()
+        if told.recv() == "end":
+            return
+        told.send((len(_Streams.open_now), _Streams.most))
+
+
+def serve(told: Connection) -> None:
+    """Serve event streams; answer each ``"count"`` with how many connections are open, and were at most."""
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(told))
+
+
+class Crowded:
+    """The upstream's process."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs,), daemon=True)
+        self._process.start()
+        self.port: int = self._receive()
+
+    def connections(self) -> tuple[int, int]:
+        """How many connections are open now, and were open at most."""
+        self._pipe.send("count")
+        now, most = self._receive()
+        return now, most
+
+    def close(self) -> None:
+        self._pipe.send("end")
+        self._process.join(10)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+
+    def _receive(self) -> Any:
+        assert self._pipe.poll(30), "the upstream does not answer"
+        return self._pipe.recv()
+
+
+# The clients
+
+
+@attrs.define
+class Seen:
+    """What the clients saw.
+
+    :ivar most: streams that were open at the same time.
+    :ivar whole: streams that were read to their end.
+    :ivar left: streams that the client left before.
+    :ivar wrong: what was not a stream.
+    """
+
+    now: int = 0
+    most: int = 0
+    events: int = 0
+    whole: int = 0
+    left: int = 0
+    wrong: list[bytes] = attrs.Factory(list)
+
+
+async def _come_and_go(port: int, seen: Seen, random: Random, until: float) -> None:
+    """Open one stream after the other, and stay for some of it or for all."""
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(random.uniform(0, 1.5))
+    while loop.time() < until:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST)
+        stays_until = min(until, loop.time() + random.uniform(0, ROUND))
+        try:
+            async with _timeout_at(stays_until):
+                head = await reader.readuntil(b"\r\n\r\n")
+                if not head.startswith(b"HTTP/1.1 200 "):
+                    seen.wrong.append(head)
+                    return
+                seen.now += 1
+                seen.most = max(seen.most, seen.now)
+                try:
+                    while (size := int(await reader.readline(), 16)) > 0:
+                        if await reader.readexactly(size + 2) != EVENT + b"\r\n":
+                            seen.wrong.append(b"an event that was not sent")
+                        seen.events += 1
+                    seen.whole += 1
+                finally:
+                    seen.now -= 1
+        except TimeoutError:
+            seen.left += 1
+        except (asyncio.IncompleteReadError, ConnectionError, ValueError) as error:
+            seen.wrong.append(repr(error).encode())
+        finally:
+            _leave(writer, random.choice(("close", "reset", "end")))
+
+
+@contextlib.asynccontextmanager
+async def _timeout_at(when: float) -> Any:
+    """``asyncio.timeout_at``, which Python 3.10 has not."""
+    task = asyncio.current_task()
+    assert task is not None
+    late: list[bool] = []
+
+    def give_up() -> None:
+        late.append(True)
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_at(when, give_up)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if late:
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+
+
+def _leave(writer: asyncio.StreamWriter, how: str) -> None:
+    if how == "reset":
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+    else:
+        if how == "end":
+            with contextlib.suppress(OSError):
+                writer.write_eof()
+        writer.close()
+
+
+def crowd(port: int, streams: int, seed: int) -> Seen:
+    """Let a crowd come and go for one round."""
+    seen = Seen()
+
+    async def run() -> None:
+        until = asyncio.get_running_loop().time() + ROUND
+        await asyncio.gather(
+            *(_come_and_go(port, seen, Random(seed * streams + number), until) for number in range(streams))
+        )
+
+    asyncio.run(run())
+    return seen
+
+
+@pytest.fixture
+def crowded() -> Iterator[Crowded]:
+    upstream = Crowded()
+    yield upstream
+    upstream.close()
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[int]:
+    """The number of files that each process here may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3 * STREAMS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted), hard))
+    yield resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+def test_2000_streams_whose_clients_come_and_go_leave_nothing_behind(
+    crowded: Crowded, many_descriptors: int, tmp_path: Path
+) -> None:
+    streams = min(STREAMS, many_descriptors // 3)
+    url = f"http://127.0.0.1:{crowded.port}"
+    proxy = Proxy(settings(url, url), tmp_path)
+    try:
+        proxy.twistd.started()
+        proxy.ask(b"GET /healthz")
+        proxy.hang_up()
+        at_rest, before = proxy.twistd.sockets, proxy.twistd.memory
+        after: list[int] = []
+        for number in range(ROUNDS):
+            seen = crowd(proxy.twistd.port, streams, number)
+            gc.collect()
+            assert seen.wrong == []
+            assert seen.most > streams * 0.8
+            assert seen.whole > 0
+            assert seen.left > streams
+            # The idle connections to the upstream go after some seconds.
+            eventually(lambda: proxy.twistd.sockets <= at_rest, "no connection is left")
+            eventually(lambda: crowded.connections()[0] == 0, "none at the upstream, either")
+            assert proxy.ask(b"GET /healthz").body == b"ok"
+            proxy.hang_up()
+            after.append(proxy.twistd.memory)
+            print(f"{seen.most} streams at once, {seen.whole} whole, {seen.left} left, {seen.events} events")
+        print(f"memory: {before}, then {after}; at most {proxy.twistd.most_memory}")
+        assert after[-1] - after[0] < KEPT, after
+        assert after[-1] - before < GROWTH, (before, after)
+        assert crowded.connections()[1] > streams * 0.8
+    finally:
+        proxy.stop()
