@@ -4,6 +4,7 @@
 VENV ?= .venv
 ARGS ?= --demo
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 REACTOR ?=
 
 # The Pythons to look for, best first; PYTHON=... is taken alone.
@@ -17,7 +18,7 @@ pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check 
 .PHONY: help
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
-	@printf '\nVENV=dir and PYTHON=python3.x choose where and with which Python (at the first install); ARGS and\nPYTEST_ARGS are appended to the commands: make run ARGS="--port 8080", make test PYTEST_ARGS="-k usage".\nREACTOR is one of twistd for the proxies under test, in the place of their own: make test REACTOR=epoll.\n'
+	@printf '\nVENV=dir and PYTHON=python3.x choose where and with which Python (at the first install); ARGS and\nPYTEST_ARGS are appended to the commands: make run ARGS="--port 8080", make test PYTEST_ARGS="-k usage".\nREACTOR is one of twistd for the proxies under test, in the place of their own: make test REACTOR=epoll.\nBENCH_ARGS=--quick takes 40 seconds; BENCH_ARGS=--help tells how to measure other proxies in the same run.\n'
 
 ## Running
 
@@ -58,6 +59,12 @@ schemas: $(VENV)/.installed-dev ## check workflows and the compose file against 
 coverage: $(VENV)/.installed-dev ## run all tests and require their branch coverage
 	@LLMPROXY_TEST_REACTOR=$(REACTOR) $(bin)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
 
+## Measuring
+
+.PHONY: bench
+bench: $(VENV)/.installed-bench ## measure the proxy beside its upstream, asked directly, and other proxies: about 3 minutes
+	@$(bin)/python -m bench $(BENCH_ARGS)
+
 ## Housekeeping
 
 .PHONY: dist
@@ -68,7 +75,7 @@ dist: $(VENV)/.installed-dev ## build the wheel and the source distribution into
 clean: ## remove all that these targets made, the venv too
 	@rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov
 	@rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache twisted/plugins/dropin.cache
-	@find llmproxy tests twisted -name __pycache__ -prune -exec rm -rf {} +
+	@find bench llmproxy tests twisted -name __pycache__ -prune -exec rm -rf {} +
 
 ## The venv. A stamp tells that an install is done, so that a second run starts at once; a larger one includes the smaller.
 
@@ -86,6 +93,11 @@ $(VENV)/.installed-dev: $(bin)/pip setup.cfg pyproject.toml
 	@echo "Installing llmproxy and its development tools in $(VENV) ..."
 	@$(pip_install) '.[dev]'
 	@touch $(VENV)/.installed $(VENV)/.installed-test $@
+
+$(VENV)/.installed-bench: $(bin)/pip setup.cfg pyproject.toml
+	@echo "Installing llmproxy and what draws its measurements in $(VENV) ..."
+	@$(pip_install) '.[bench]'
+	@touch $(VENV)/.installed $@
 
 # pip is the last thing that venv writes: where it is, the venv is whole. Each Python is tried, not only looked up: a version
 # manager leaves commands on the PATH that do not run.

@@ -4,9 +4,9 @@ usage, with all that follows ``python -m bench`` given as BENCH_ARGS:
 
     make bench
     make bench BENCH_ARGS="--quick"
-    make bench BENCH_ARGS="--upstream-port 33099 --other NAME=http://127.0.0.1:8080/v1 --header 'Authorization: Bearer TOKEN'"
+    make bench BENCH_ARGS="--upstream-port 8099 --other NAME=http://127.0.0.1:8080/v1 --header 'Authorization: Bearer TOKEN'"
 
-Another proxy is started by you, before, and told to use ``http://127.0.0.1:33099`` as its upstream.
+Another proxy is started by you, before, and told to use ``http://127.0.0.1:8099`` as its upstream.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 from bench import machine, picture
-from bench.measure import FULL, QUICK, LoadFailed, Run
+from bench.measure import FULL, QUICK, CannotMeasure, Run
 from bench.process import Children, Cores, is_accounted
 from bench.report import Report
 from bench.targets import DIRECT, OURS, ROOT, CannotStart, Target, start_llmproxy, start_upstream
@@ -139,7 +139,7 @@ def main() -> int:
         report = run(arguments, more)
     except KeyboardInterrupt:
         return 130
-    except (CannotStart, LoadFailed) as error:
+    except (CannotMeasure, CannotStart) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     arguments.results.mkdir(parents=True, exist_ok=True)

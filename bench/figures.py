@@ -20,6 +20,9 @@ FLOWING = 0.75
 BUSY = 0.9
 """The share of its time from which on the load is taken to be what limits a figure."""
 
+DISTURBED = 0.05
+"""The share of its time from which on a proxy that waits for its core is worth a word."""
+
 
 @attrs.frozen
 class Result:
@@ -79,6 +82,12 @@ def memory_each(sample: Sample | None) -> float | None:
     if sample is None or not sample.opened or "proxy" not in sample.resident_after:
         return None
     return (sample.resident_after["proxy"] - sample.resident_before["proxy"]) / sample.opened
+
+
+def disturbance(result: Result) -> float:
+    """Return the largest share of a sample's time for which other work had the core of a proxy that could have run."""
+    samples = [result.many, result.few, result.events, *result.rungs]
+    return max(sample.waited.get("proxy", 0.0) / sample.seconds for sample in samples)
 
 
 def _scaled(value: float | None, by: float) -> float | None:

@@ -19,7 +19,7 @@ import httptools
 import uvloop
 
 from bench import wire
-from bench.process import allow_many_files, cpu_seconds, is_accounted, resident
+from bench.process import allow_many_files, cpu_seconds, is_accounted, resident, waited_seconds
 from bench.records import Sample, Task, quantile
 
 _OPENING = 10.0  # seconds in which all connections must be open
@@ -186,12 +186,15 @@ async def load(task: Task) -> Sample:
     opened = sum(each.began.done() and not each.began.cancelled() for each in connections)
     await asyncio.sleep(task.warmup)
 
-    started, used = time.monotonic(), {name: cpu_seconds(pid) for name, pid in processes.items()}
+    started = time.monotonic()
+    used = {name: cpu_seconds(pid) for name, pid in processes.items()}
+    kept = {name: waited_seconds(pid) for name, pid in processes.items()}
     tally.open = True
     await asyncio.sleep(task.seconds)
     tally.open = False
     seconds = time.monotonic() - started
     cpu = {name: cpu_seconds(pid) - used[name] for name, pid in processes.items()}
+    waited = {name: waited_seconds(pid) - kept[name] for name, pid in processes.items()}
     after = {name: resident(pid) for name, pid in processes.items()}
 
     for connection in connections:
@@ -209,6 +212,7 @@ async def load(task: Task) -> Sample:
         errors=tally.errors,
         trouble=tally.trouble,
         cpu=cpu,
+        waited=waited,
         resident_before=before,
         resident_after=after,
     )

@@ -41,7 +41,7 @@ class Plan:
 
 
 FULL = Plan(8.0, 8.0, 4.0, (64, 128, 256, 512, 768, 1000, 1500, 2000), 2, 1.0)
-QUICK = Plan(2.0, 2.0, 1.2, (128, 256, 512, 1000, 2000), 1, 0.4)
+QUICK = Plan(1.5, 1.5, 1.2, (128, 256, 512, 1000, 2000), 2, 0.4)
 
 IDLE_STREAMS = 1000
 _IDLE_RATE = 1  # events a second
@@ -53,8 +53,8 @@ _FEW_PAUSE = 0.002  # seconds: short of what would make requests wait for each o
 _STREAMS = 200
 
 
-class LoadFailed(Exception):
-    """The load itself broke; its message is on standard error."""
+class CannotMeasure(Exception):
+    """A target does not answer, or the load itself broke; the message says which."""
 
 
 class Run:
@@ -77,7 +77,11 @@ class Run:
         """Measure all targets, and return what was recorded by their names."""
         plan = self._plan
         for target in targets:
-            self._sample("first requests", target, _WARM, plan.warmup)
+            first = self._sample("first requests", target, _WARM, 1.0)
+            if first.errors or not first.count:
+                raise CannotMeasure(
+                    f"{target.name} does not answer as it should: {first.trouble or 'no answer'}."
+                )
             self._sample("first streams", target, _WARM, plan.warmup, rate=EVENT_RATE)
         idle = {
             target.name: self._sample(
@@ -158,5 +162,5 @@ class Run:
             output = ""
         self._children.stop(process)
         if not output:
-            raise LoadFailed(f"The load failed with {target.name}, {what}.")
+            raise CannotMeasure(f"The load failed with {target.name}, {what}.")
         return Sample.from_json(output)

@@ -123,6 +123,16 @@ def cpu_seconds(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def waited_seconds(pid: int) -> float:
+    """Return for how long a process and those below it could have run while others had the core; 0 where it is not known."""
+    waited = 0
+    for each in _tree(pid):
+        with contextlib.suppress(OSError):
+            # See Documentation/scheduler/sched-stats in the kernel: the second field, in nanoseconds.
+            waited += int(Path(f"/proc/{each}/schedstat").read_text().split()[1])
+    return waited / 1e9
+
+
 def resident(pid: int) -> int:
     """Return the bytes of memory that a process and those below it hold."""
     pages = 0

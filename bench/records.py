@@ -56,6 +56,7 @@ class Sample:
     :ivar errors: answers other than 200, connections lost within one, and connections that could not be made.
     :ivar trouble: the first of them in words.
     :ivar cpu: the seconds of CPU time that each process of the task, and the load, used while it counted.
+    :ivar waited: the seconds for which each of these could have run while others had its core.
     :ivar resident_before: bytes of memory of each process before anything was asked.
     :ivar resident_after: bytes of memory of each process at the end, all connections still open.
     """
@@ -70,6 +71,7 @@ class Sample:
     errors: int
     trouble: str
     cpu: Mapping[str, float]
+    waited: Mapping[str, float]
     resident_before: Mapping[str, int]
     resident_after: Mapping[str, int]
 

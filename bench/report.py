@@ -9,7 +9,18 @@ from typing import Any
 
 import attrs
 
-from bench.figures import FIGURES, Figure, Result, figures, flows, load_bound, most_streams, ratio
+from bench.figures import (
+    DISTURBED,
+    FIGURES,
+    Figure,
+    Result,
+    disturbance,
+    figures,
+    flows,
+    load_bound,
+    most_streams,
+    ratio,
+)
 from bench.machine import Machine
 from bench.targets import DIRECT, OURS
 
@@ -122,6 +133,10 @@ class Report:
             for sample in samples
             if sample.errors
         ]
+        if disturbance(result) >= DISTURBED:
+            troubles.append(
+                f"{name}: other work had its core for up to {disturbance(result):.0%} of a measurement, so this run is noisy."
+            )
         last = result.rungs[-1]
         if flows(last):
             troubles.append(f"{name}: {most_streams(result.rungs)} streams are the most that were tried.")

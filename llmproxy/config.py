@@ -157,15 +157,10 @@ def load(environ: Mapping[str, str]) -> Config:
     token = read.secret("PROXY_TOKEN")
     version = read.optional("ANTHROPIC_VERSION", values.parse_word, None)
     port = read.optional("PORT", values.parse_port, DEFAULT_PORT)
-    openai_ca = read.optional("OPENAI_CA_FILE", values.parse_file, None)
-    anthropic_ca = read.optional("ANTHROPIC_CA_FILE", values.parse_file, None)
-    # By custom these two are in either case, and their empty value means none.
-    proxies = {
-        name.lower(): value
-        for name, value in environ.items()
-        if name.lower() in ("https_proxy", "no_proxy") and value
-    }
-    https_proxy = _Reader(proxies, read.problems).optional("https_proxy", values.parse_proxy, None)
+    openai_ca = read.optional("OPENAI_CA_FILE", values.parse_ca_file, None)
+    anthropic_ca = read.optional("ANTHROPIC_CA_FILE", values.parse_ca_file, None)
+    https_proxy = read.customary("https_proxy", values.parse_proxy)
+    no_proxy = read.customary("no_proxy", str)
     timeouts = read.all_of(Timeouts, _TIMEOUTS)
     downstream = read.all_of(DownstreamLimits, _DOWNSTREAM)
     upstream = read.all_of(UpstreamLimits, _UPSTREAM)
@@ -183,7 +178,7 @@ def load(environ: Mapping[str, str]) -> Config:
         downstream=downstream,
         upstream=upstream,
         https_proxy=https_proxy,
-        no_proxy=proxies.get("no_proxy", ""),
+        no_proxy=no_proxy or "",
     )
 
 
@@ -202,9 +197,9 @@ def load_port(environ: Mapping[str, str]) -> int:
 class _Reader:
     """Reads settings one by one and gathers what is wrong with them."""
 
-    def __init__(self, environ: Mapping[str, str], problems: list[str] | None = None) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self.problems: list[str] = [] if problems is None else problems
+        self.problems: list[str] = []
 
     def required(self, name: str, parse: Callable[[str], _T]) -> _T | None:
         """A setting without which nothing works; ``None`` only after a problem was noted."""
@@ -216,6 +211,13 @@ class _Reader:
     def optional(self, name: str, parse: Callable[[str], _T], default: _T) -> _T:
         """A setting that may be absent, but not empty."""
         return self._parsed(name, self._environ[name], parse, default) if name in self._environ else default
+
+    def customary(self, name: str, parse: Callable[[str], _T]) -> _T | None:
+        """A setting that other programs share: by custom in either case, lower case first, and none where it is empty."""
+        for spelled in (name, name.upper()):
+            if self._environ.get(spelled, "").strip():
+                return self._parsed(spelled, self._environ[spelled], parse, None)
+        return None
 
     def all_of(self, kind: Callable[..., _T], names: Mapping[str, tuple[str, Callable[[str], Any]]]) -> _T:
         """A group of settings: its own defaults, but for those that are set."""

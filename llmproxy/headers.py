@@ -59,6 +59,11 @@ def seal(headers: Headers, upstream: Upstream, local_token: bytes) -> Fields:
     return sealed
 
 
+def seal_trailers(trailers: Fields, local_token: bytes) -> Fields:
+    """Make the trailers of a request to an upstream: without credentials, framing and routing (RFC 9110 section 6.5.1)."""
+    return Fields(_without_word(_without(trailers, _NOT_FOR_UPSTREAMS), local_token))
+
+
 def offer_websocket(headers: Fields) -> None:
     """Add the two hop-by-hop headers that a WebSocket handshake and its answer need on every hop (RFC 6455 section 4)."""
     headers.addRawHeader(b"Connection", b"Upgrade")
@@ -101,5 +106,7 @@ def _without_word(fields: list[Pair], token: bytes) -> list[Pair]:
         elif name.lower() == b"sec-websocket-protocol":
             # A browser can put its token nowhere else. The other protocols stay: the server must choose one of them.
             offered = [item.strip() for item in value.split(b",")]
-            pairs.append((name, b", ".join(item for item in offered if not word.search(item))))
+            others = [item for item in offered if not word.search(item)]
+            if others:
+                pairs.append((name, b", ".join(others)))
     return pairs

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
 
 class Scheduled(Protocol):
@@ -24,7 +25,7 @@ class Clock(Protocol):
     def seconds(self) -> float:
         """The time."""
 
-    def callLater(self, delay: float, callable: Callable[[], None]) -> Scheduled:
+    def callLater(self, delay: float, function: Callable[[], None]) -> Scheduled:
         """Call something later."""
 
 
@@ -80,15 +81,17 @@ class SharedClock:
     :ivar seconds: tells the time, as the clock beneath does.
     """
 
+    _log = Logger()
+
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self.seconds = clock.seconds
         self._calls: set[_Call] = set()
         self._next: IDelayedCall | None = None
 
-    def callLater(self, delay: float, callable: Callable[[], None]) -> _Call:
+    def callLater(self, delay: float, function: Callable[[], None]) -> _Call:
         """Call something in ``delay`` seconds, unless the returned call is cancelled before."""
-        call = _Call(self._calls, self._clock.seconds() + delay, callable)
+        call = _Call(self._calls, self._clock.seconds() + delay, function)
         self._calls.add(call)
         if self._next is None or self._next.getTime() > call.due:
             self._arm(call.due)
@@ -116,7 +119,8 @@ class SharedClock:
         for call in [call for call in self._calls if call.due <= now]:
             if call in self._calls:  # one that was called before it may have cancelled it
                 self._calls.discard(call)
-                call.callable()
+                with self._log.failuresHandled("A timer's call failed"):
+                    call.function()
         if self._calls:
             self._arm(min(call.due for call in self._calls))
 
@@ -124,12 +128,12 @@ class SharedClock:
 class _Call:
     """A call that is to come."""
 
-    __slots__ = ("_calls", "callable", "due")
+    __slots__ = ("_calls", "due", "function")
 
-    def __init__(self, calls: set[_Call], due: float, callable: Callable[[], None]) -> None:
+    def __init__(self, calls: set[_Call], due: float, function: Callable[[], None]) -> None:
         self._calls = calls
         self.due = due
-        self.callable = callable
+        self.function = function
 
     def cancel(self) -> None:
         """Do not call."""

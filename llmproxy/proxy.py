@@ -112,7 +112,10 @@ class _Forwarding:
 
     def _send(self, url: bytes) -> Deferred[Any]:
         request = self._request
-        sealed = headers.seal(request.requestHeaders, self._upstream, self._caller.token)
+        token = self._caller.token
+        sealed = headers.seal(request.requestHeaders, self._upstream, token)
+        if request.body is not None:
+            request.body.seal_trailers = lambda trailers: headers.seal_trailers(trailers, token)
         return self._gateway.client.request(request.method, url, sealed, request.body, self._interim_answered)
 
     def _interim_answered(self, code: int, phrase: bytes, fields: Fields) -> None:

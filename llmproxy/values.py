@@ -7,6 +7,7 @@ a secret.
 from __future__ import annotations
 
 import re
+import ssl
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
@@ -140,10 +141,12 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
-def parse_file(text: str) -> str:
-    """Read the name of a file that can be read."""
+def parse_ca_file(text: str) -> str:
+    """Read the name of a file of PEM certificates to trust."""
     try:
-        Path(text).open("rb").close()
+        ssl.create_default_context(cafile=text)
+    except ssl.SSLError:
+        raise ValueError(f"names a file that holds no PEM certificates: {text}.") from None
     except OSError as error:
         raise ValueError(f"names a file that cannot be read: {text} ({error.strerror}).") from None
     return text

@@ -107,7 +107,7 @@ TABLE = [
     _line("version of another protocol", b"GET /openai/v1/x ICE/1.1\r\n", _VERSION),
     _line("version with a space", b"GET /openai/v1/x HTTP/ 1.1\r\n", _VERSION),
     _line("CONNECT", b"CONNECT api.openai.com:443 HTTP/1.1\r\n", "RFC 9110 section 9.3.6", 501),
-    _line("CONNECT to a path", b"CONNECT /openai/v1/x HTTP/1.1\r\n", "RFC 9112 section 3.2.3"),
+    _line("CONNECT to a path", b"CONNECT /openai/v1/x HTTP/1.1\r\n", "RFC 9112 section 3.2.3", 501),
     Malformed("HTTP/0.9", b"GET /openai/v1/x?key=<token>\r\n\r\n", 400, "RFC 9112 section 2.3"),
     Malformed("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), 400, "RFC 9113 section 3.4"),
     Malformed("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"<token>", 501, _LINE),
@@ -170,7 +170,7 @@ TABLE = [
     _headers("headers that are too many", b"X: x\r\n" * 11_000, "RFC 6585 section 5", 431),
     Malformed(
         "a header without an end",
-        b"GET / HTTP/1.1\r\n" + _HOST + _KEY + b"X: " + b"x" * 70_000,
+        b"GET / HTTP/1.1\r\n" + _HOST + _KEY + b"X: " + b"x" * 100_000,
         431,
         "RFC 6585 section 5",
     ),

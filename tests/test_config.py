@@ -4,6 +4,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trustme
 
 from llmproxy.config import (
     DEFAULT_PORT,
@@ -53,7 +54,7 @@ def test_the_five_required_settings_are_enough() -> None:
 
 def test_optional_settings_are_used(tmp_path: Path) -> None:
     ca_file = tmp_path / "ca.pem"
-    ca_file.write_text("certificates")
+    trustme.CA().cert_pem.write_to_path(str(ca_file))
     config = load(
         {
             **ENVIRON,

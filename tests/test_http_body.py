@@ -63,6 +63,12 @@ class TestReading:
         assert sink.ended == "whole"
         assert body.trailers is trailers
 
+    def test_its_trailers_are_those_that_may_go_further(self, body: Fed) -> None:
+        body.seal_trailers = lambda fields: Fields(fields.pairs[1:])
+        assert body.trailers is None
+        body.end(Fields([(b"Authorization", b"x"), (b"X-Sum", b"1")]))
+        assert body.trailers == Fields([(b"X-Sum", b"1")])
+
     def test_one_that_is_over_already_is_whole_at_once(self, body: Fed) -> None:
         body.feed(b"one")
         body.end(None)

@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.interfaces import IConsumer
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface.verify import verifyObject
-from twisted.internet.interfaces import IConsumer
 
 from llmproxy.http.body import BrokenBody
 from llmproxy.http.body_writer import BodyWriter

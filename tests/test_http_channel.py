@@ -41,6 +41,11 @@ def chunks(*parts: bytes, trailers: bytes = b"") -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n" + trailers + b"\r\n"
 
 
+def is_there(request: Request) -> bool:
+    """Whether the client is still there."""
+    return not request._disconnected
+
+
 def echo(request: Request) -> None:
     """Answer with the whole body, and what else is known of the request."""
 
@@ -63,8 +68,9 @@ def echo(request: Request) -> None:
         request.finish()
 
     def fail(failure: Failure) -> None:
-        request.setResponseCode(400)
-        request.finish()
+        if is_there(request):
+            request.setResponseCode(400)
+            request.finish()
 
     read_whole(request.body, 1_000_000).addCallbacks(answer, fail)
 
@@ -329,6 +335,7 @@ class TestPipeline:
         served.client.send(GET + GET)
         served.request.write(b"part")
         served.request.loseConnection()
+        served.request.loseConnection()
         served.client.turn()
         assert len(served.requests) == 1
         assert not served.client.answer().whole
@@ -521,16 +528,28 @@ class TestUpgrade:
             assert b"/last" in third
             assert served.client.ending == "open"
 
-    def test_the_headers_that_offered_it_are_still_there(self) -> None:
+    def test_nobody_above_is_told_of_it(self) -> None:
         served = Served()
         served.client.send(
             b"GET / HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nX-One: 1\r\n\r\n"
         )
-        assert served.request.requestHeaders.pairs[1:] == [
-            (b"Connection", b"Upgrade"),
-            (b"Upgrade", b"h2c"),
-            (b"X-One", b"1"),
-        ]
+        assert served.request.requestHeaders.pairs[1:] == [(b"Connection", b"Upgrade"), (b"X-One", b"1")]
+
+    @pytest.mark.parametrize(
+        ("next_", "status"),
+        [
+            (b"GET / HTTP/1.1\r\n\r\n", 400),
+            (path(b"x" * 100), 414),
+            (b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"x" * 1000 + b"\r\n\r\n", 431),
+            (b"CONNECT x:1 HTTP/1.1\r\n" + HOST + b"\r\n", 501),
+        ],
+    )
+    def test_what_is_refused_behind_it_is_told_why(self, next_: bytes, status: int) -> None:
+        served = Served(hi, LIMITS)
+        served.client.send(POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + next_)
+        _, refused = served.client.answers()
+        assert refused.status == status
+        assert "callback" not in refused.json["message"]
 
     def test_a_client_that_offers_it_and_closes_is_answered_and_closed(self) -> None:
         served = Served(hi)
@@ -560,6 +579,8 @@ class TestUpgrade:
 
 class Tunnelled(Protocol):
     """What takes a connection over."""
+
+    transport: Any
 
     def __init__(self) -> None:
         self.data = b""
@@ -605,8 +626,7 @@ class TestWebSocket:
         served.client.send(message[:position], message[position:])
         tunnelled = self.accept(served)
         assert served.client.received == b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
-        assert tunnelled.transport is served.client.transport
-        served.client.transport.resumeProducing()  # as who takes it over does
+        tunnelled.transport.resumeProducing()  # as who takes it over does
         served.client.turn()
         served.client.send(b" and late")
         assert tunnelled.data == b"early and late"
@@ -618,6 +638,12 @@ class TestWebSocket:
         served.request.notifyFinish().addCallback(told.append)
         self.accept(served)
         assert told == [None]
+
+    def test_an_offer_may_be_taken_at_once(self) -> None:
+        tunnelled = Tunnelled()
+        served = Served(lambda request: request.switchProtocols(tunnelled))
+        served.client.send(HANDSHAKE + b"early", b" and late")
+        assert tunnelled.data == b"early and late"
 
     def test_a_tunnel_is_not_timed(self) -> None:
         served = Served()
@@ -1004,6 +1030,13 @@ class TestLimits:
         message = b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"x" * 700 + b"\r\n\r\n"
         served.client.send(message + message[:400], message[400:], message)
         assert [answer.status for answer in served.client.answers()] == [200] * 3
+
+    @pytest.mark.parametrize("size", [20, 500, 5000])
+    def test_larger_headers_behind_another_request_are_refused_too(self, size: int) -> None:
+        stream = GET + b"GET /2 HTTP/1.1\r\n" + HOST + b"X: " + b"x" * 1000 + b"\r\n\r\n"
+        served = Served(hi, LIMITS)
+        served.client.send(*(stream[start : start + size] for start in range(0, len(stream), size)))
+        assert [answer.status for answer in served.client.answers()] == [200, 431]
 
     def test_a_body_may_be_larger_than_headers(self) -> None:
         served = Served(echo, LIMITS)

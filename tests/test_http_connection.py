@@ -946,7 +946,6 @@ class TestTransportThatIsLostAtOnce:
         assert len(upstream.lost) == 1
 
 
-@pytest.mark.xfail(reason="what a reader raises is told as a malformed response, and logged nowhere")
 def test_a_fault_of_the_reader_is_logged_and_not_called_a_fault_of_the_upstream(
     upstream: Upstream, logged_failures: LoggedFailures
 ) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet import error
 from twisted.internet.interfaces import IPushProducer
 from twisted.web.client import PotentialDataLoss, ResponseDone, ResponseFailed
 from zope.interface.verify import verifyObject
@@ -11,7 +12,6 @@ from llmproxy.http.fields import Fields
 from llmproxy.http.interfaces import IAbortableResponse
 from llmproxy.http.response import MalformedResponse, body_length
 from tests.upstream_support import OK, RESET, Reader, Upload, Upstream, read
-from twisted.internet import error
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
 CLOSE_DELIMITED = b"HTTP/1.1 200 OK\r\n\r\n"

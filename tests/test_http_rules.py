@@ -4,7 +4,7 @@ import pytest
 from twisted.web.iweb import UNKNOWN_LENGTH
 
 from llmproxy.http.fields import Fields, Pair
-from llmproxy.http.rules import Refused, body_length, known_method, wants_websocket
+from llmproxy.http.rules import Refused, body_length, known_method, origin_form, wants_websocket
 
 HOST = (b"Host", b"proxy.example")
 
@@ -61,6 +61,27 @@ class TestMethod:
     )
     def test_what_is_no_token_is_left_to_llhttp(self, data: bytes) -> None:
         assert known_method(data) == (b"", data, b"")
+
+
+class TestTarget:
+    @pytest.mark.parametrize(
+        ("target", "origin"),
+        [
+            (b"http://proxy.example/openai/v1/x?y=http://z", b"/openai/v1/x?y=http://z"),
+            (b"HTTPS://proxy.example:33000/x", b"/x"),
+            (b"http://user@[::1]:80/x", b"/x"),
+            (b"http://proxy.example//x", b"//x"),
+            (b"http://proxy.example", b"/"),
+            (b"http://proxy.example?x/y", b"/?x/y"),
+            (b"http:///x", b"/x"),
+        ],
+    )
+    def test_an_absolute_one_is_brought_to_the_form_of_the_others(self, target: bytes, origin: bytes) -> None:
+        assert origin_form(target) == origin
+
+    @pytest.mark.parametrize("target", [b"/", b"/http://x", b"*", b"//x/y", b"ftp://x/y", b"/x?http://y/z"])
+    def test_any_other_stays(self, target: bytes) -> None:
+        assert origin_form(target) == target
 
 
 class TestBodyLength:

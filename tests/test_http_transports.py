@@ -162,7 +162,6 @@ class TestReading:
 
         native.run(test())
 
-    @pytest.mark.xfail(reason="the loop begins to read behind connection_made, whatever was asked for in it")
     def test_a_connection_can_be_paused_from_its_beginning(self, native: Native) -> None:
         class Pausing(Recorder):
             def connectionMade(self) -> None:
@@ -234,7 +233,6 @@ class TestProducers:
         connected.transport.registerProducer(producer, True)
         assert producer.pauses == ["stop"]
 
-    @pytest.mark.xfail(reason="a pull producer is registered and never asked for anything")
     def test_a_pull_producer_is_asked_for_more_while_there_is_room(self, native: Native) -> None:
         async def test() -> None:
             server, client = await native.accept(Recorders())
@@ -476,7 +474,6 @@ class TestAddresses:
 
         native.run(test())
 
-    @pytest.mark.xfail(reason="a transport that is lost has forgotten its addresses")
     def test_they_are_still_known_when_the_connection_is_lost(self, native: Native) -> None:
         async def test() -> None:
             server, client = await native.accept(Recorders())

@@ -79,6 +79,11 @@ class Refusing:
         assert self.client.ending == "closed"
 
 
+def pieces(message: bytes, size: int = PIECE) -> list[bytes]:
+    """What several reads get of a message."""
+    return [message[start : start + size] for start in range(0, len(message), size)]
+
+
 def test_the_table_is_long_and_its_names_differ() -> None:
     assert len(TABLE) >= 60
     assert len({row.name for row in TABLE}) == len(TABLE)
@@ -93,20 +98,18 @@ def test_what_would_be_smuggled_is_a_request_that_is_served() -> None:
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_it_is_refused(row: Malformed) -> None:
-    message = row.sent(TOKEN)
-    Refusing(*(message[start : start + PIECE] for start in range(0, len(message), PIECE))).assert_refused(row)
+    Refusing(*pieces(row.sent(TOKEN))).assert_refused(row)
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if len(row.message) < PIECE], ids=lambda row: row.name)
 def test_it_is_refused_byte_by_byte(row: Malformed) -> None:
-    message = row.sent(TOKEN)
-    Refusing(*(message[index : index + 1] for index in range(len(message)))).assert_refused(row)
+    Refusing(*pieces(row.sent(TOKEN), 1)).assert_refused(row)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_it_is_refused_behind_a_good_request(row: Malformed) -> None:
     health = b"GET /healthz HTTP/1.1\r\nHost: proxy.example\r\n\r\n"
-    refusing = Refusing(health + row.sent(TOKEN))
+    refusing = Refusing(*pieces(health + row.sent(TOKEN)))
     first, second = refusing.client.answers()
     assert first.body == b"ok"
     assert second.status in (row.status, 501)  # see known_method

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,8 +11,8 @@ from llmproxy.values import (
     BaseURL,
     is_loopback,
     parse_base_url,
+    parse_ca_file,
     parse_count,
-    parse_file,
     parse_port,
     parse_proxy,
     parse_seconds,
@@ -205,10 +206,17 @@ def test_a_secret_file_that_cannot_be_read_is_refused_with_the_reason_but_not_it
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_the_name_of_a_file_that_can_be_read_is_taken(tmp_path: Path) -> None:
+def test_the_name_of_a_file_of_certificates_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
-    file.touch()
-    assert parse_file(str(file)) == str(file)
+    trustme.CA().cert_pem.write_to_path(str(file))
+    assert parse_ca_file(str(file)) == str(file)
+
+
+def test_a_file_without_certificates_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("no certificates")
+    with pytest.raises(ValueError, match=r"^names a file that holds no PEM certificates"):
+        parse_ca_file(str(file))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +224,7 @@ def test_the_name_of_a_file_that_can_be_read_is_taken(tmp_path: Path) -> None:
 )
 def test_the_name_of_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"^names a file that cannot be read.*{reason}"):
-        parse_file(str(tmp_path / name))
+        parse_ca_file(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(

@@ -535,6 +535,17 @@ class Recorders(Factory[Recorder]):
         return recorder
 
 
+@contextmanager
+def full_queue() -> Iterator[tuple[str, int]]:
+    """The address of a listening socket that lets nobody in: what connects to it hangs."""
+    with socket.socket() as listening, socket.socket() as first:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        address = listening.getsockname()
+        first.connect(address)
+        yield address
+
+
 # Certificates
 
 

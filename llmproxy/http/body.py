@@ -37,14 +37,15 @@ class RequestBody:
     :param length: in bytes, or UNKNOWN_LENGTH for a chunked body.
     :param wanted: called when somebody begins to read it.
     :param changed: called when :attr:`wants` may have changed.
-    :ivar trailers: the fields that followed a chunked body, once it is over.
+    :ivar seal_trailers: makes of the trailers that the client sent those that may go further.
     :ivar over: nothing more will come.
     :ivar received: bytes that came from the client.
     """
 
     def __init__(self, length: Any, wanted: Callable[[], None], changed: Callable[[], None]) -> None:
         self.length = length
-        self.trailers: Fields | None = None
+        self.seal_trailers: Callable[[Fields], Fields] | None = None
+        self._trailers: Fields | None = None
         self.over = False
         self.received = 0
         self._wanted = wanted
@@ -55,6 +56,12 @@ class RequestBody:
         self._held: list[bytes] = []
         self._paused = False
         self._dropped = False
+
+    @property
+    def trailers(self) -> Fields | None:
+        """The fields that followed a chunked body and may go further; known once the body is over."""
+        seal, trailers = self.seal_trailers, self._trailers
+        return trailers if seal is None or trailers is None else seal(trailers)
 
     @property
     def wants(self) -> bool:
@@ -81,7 +88,7 @@ class RequestBody:
     def end(self, trailers: Fields | None) -> None:
         """The body is whole."""
         self.over = True
-        self.trailers = trailers
+        self._trailers = trailers
         self._tell()
 
     def fail(self, reason: Exception) -> None:

@@ -57,6 +57,7 @@ class Channel(Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._head_size = 0
         self._begun = False
+        self._behind = False
         self._method = b""
         self._method_start = b""
         self._target = b""
@@ -102,6 +103,7 @@ class Channel(Protocol):
             self._deadline.set(self._limits.header_time)
         self._head_size += len(data)
         if not self._begun:
+            self._behind = False
             self._method, data, self._method_start = rules.known_method(self._method_start + data)
         try:
             self._parse(data)
@@ -166,10 +168,10 @@ class Channel(Protocol):
         fields, self._pairs = Fields(self._pairs), []
         target, self._target = self._target, b""
         size, self._head_size = self._head_size, 0
-        if (
-            size > self._limits.headers
-            and sum(len(n) + len(v) + 4 for n, v in fields.pairs) > self._limits.headers
-        ):
+        # Of a head behind another message, in the same bytes, the size is not known.
+        if (size > self._limits.headers or self._behind) and sum(
+            len(n) + len(v) + 4 for n, v in fields.pairs
+        ) > self._limits.headers:
             raise Refused(
                 errors.HEADERS_TOO_LARGE, f"The headers are larger than {self._limits.headers} bytes."
             )
@@ -197,6 +199,7 @@ class Channel(Protocol):
             return
         self._parser = httptools.HttpRequestParser(self)
         self._reframing = True
+        request.requestHeaders.removeHeader(b"upgrade")  # so that nobody above takes the offer up
         framing = [pair for pair in request.requestHeaders.pairs if pair[0].lower() in rules.FRAMING]
         self._incoming = request
         self.reading = Reading.BODY
@@ -224,6 +227,7 @@ class Channel(Protocol):
 
     def on_message_complete(self) -> None:
         self._begun = False
+        self._behind = True
         self._head_size = 0
         if self._parser.should_upgrade():
             return  # llhttp sees no body behind an offer to upgrade; see _upgrade_offered
@@ -237,8 +241,11 @@ class Channel(Protocol):
     def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
+            return
         except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade_offered(data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
+        # Not within the handler: what is raised there would have this exception, not a refusal, as its context.
+        self._upgrade_offered(rest)
 
     def _request(self, method: bytes, target: bytes, fields: Fields) -> Request:
         version = b"HTTP/" + self._parser.get_http_version().encode("ascii")

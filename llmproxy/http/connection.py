@@ -17,6 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import (
     PotentialDataLoss,
@@ -32,6 +33,7 @@ from llmproxy.http.fields import Fields, Informational, Pair
 from llmproxy.http.limits import UpstreamLimits
 from llmproxy.http.response import MalformedResponse, Response, body_length
 
+_log = Logger()
 _RESPONSE_DONE = Failure(ResponseDone())
 _CLOSE_DELIMITED = Failure(PotentialDataLoss())
 
@@ -159,11 +161,7 @@ class UpstreamConnection(Protocol):
             self._switched(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             # What a callback raised is behind the parser's own error.
-            self._fail(
-                MalformedResponse(str(error))
-                if not isinstance(error.__context__, MalformedResponse)
-                else error.__context__
-            )
+            self._fail(_cause(error))
         except MalformedResponse as error:
             self._fail(error)
         if self._complete:
@@ -193,7 +191,7 @@ class UpstreamConnection(Protocol):
     # What the parser calls
 
     def on_message_begin(self) -> None:
-        if self._complete:
+        if self._complete or self.state is State.CLOSED:
             raise MalformedResponse("more followed a complete response")
 
     def on_status(self, phrase: bytes) -> None:
@@ -296,7 +294,7 @@ class UpstreamConnection(Protocol):
         if response is not None:
             response._end(_RESPONSE_DONE)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """The upstream does not speak HTTP: the exchange fails, unless its response was whole already."""
         self._keep_alive = False
         if self._complete:
@@ -337,3 +335,13 @@ class UpstreamConnection(Protocol):
             self._response = None
             self._stop_sending()
             self.abort()
+
+
+def _cause(error: httptools.HttpParserError) -> BaseException:
+    """What made the parser stop: what a callback raised, or the parser's own finding."""
+    if not isinstance(error, httptools.HttpParserCallbackError):
+        return MalformedResponse(str(error))
+    cause = error.__context__ or error
+    if not isinstance(cause, MalformedResponse):
+        _log.failure("What an upstream sent could not be handled", Failure(cause))
+    return cause

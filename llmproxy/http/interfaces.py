@@ -18,7 +18,7 @@ class IStreamedRequest(IRequest):
     body: IBodyProducer | None = Attribute(
         """The body as an IBodyProducer, its length in bytes or UNKNOWN_LENGTH where the client sends it chunked; None where the
         client sends no body at all, which differs from an empty one. It counts the bytes that came as `received`, and may have
-        `trailers` when it is done."""
+        `trailers` when it is done, which go through `seal_trailers` where that is set."""
     )
     responseTrailers: Headers | None = Attribute(
         "Fields to send after a chunked response (RFC 9110 section 6.5); to be set before `finish`."

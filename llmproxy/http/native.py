@@ -15,7 +15,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from OpenSSL import crypto
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError, ConnectError, UserError, getConnectError
@@ -139,6 +139,7 @@ class NativePort:
         self._again: Any = None
         self._accepting: set[asyncio.Task[None]] = set()
         sock.setblocking(False)
+        self._adopted = backlog is None
         if backlog is not None:
             sock.listen(backlog)
         self._host = _host(sock)
@@ -162,7 +163,8 @@ class NativePort:
                 self._again.cancel()
             self._loop.remove_reader(sock.fileno())
             sock.close()
-            if isinstance(self._host, UNIXAddress) and self._host.name:
+            # The file of an adopted socket is its owner's, who may still listen on it.
+            if isinstance(self._host, UNIXAddress) and self._host.name and not self._adopted:
                 _remove_stale(os.fsdecode(self._host.name))
             self._factory.doStop()
         return succeed(None)
@@ -242,9 +244,9 @@ class NativeConnector:
 
     def disconnect(self) -> None:
         """Give up the attempt, or close the connection that it made."""
-        if self._transport is None:
+        if self._task is not None:
             self.stopConnecting()
-        else:
+        elif self._transport is not None:
             self._transport.loseConnection()
 
     def getDestination(self) -> IAddress:
@@ -252,7 +254,7 @@ class NativeConnector:
         return (IPv6Address if ":" in self._host else IPv4Address)("TCP", self._host, self._port)
 
     async def _connect(self) -> None:
-        transport = NativeTransport()
+        transport = self._transport = NativeTransport(self)
         timer = self._reactor.callLater(self._timeout, self._fail, ConnectTimeoutError())
         try:
             await self._reactor._loop.create_connection(
@@ -264,24 +266,21 @@ class NativeConnector:
                 if error.errno
                 else ConnectError(string=str(error))
             )
-            return
         finally:
             if timer.active():
                 timer.cancel()
+
+    def buildProtocol(self, peer: IAddress) -> Any:
+        """Build the protocol of the connection, which is up; what the server says at once is for it."""
         if self._task is None:
-            transport.abortConnection()
-            return
+            return None  # the attempt was given up
         self._task = None
-        self._transport = transport
-        protocol = self._factory.buildProtocol(self.getDestination())
-        if protocol is None:
-            transport.abortConnection()
-        else:
-            transport.switch(protocol)
+        return self._factory.buildProtocol(self.getDestination())
 
     def _fail(self, reason: Exception) -> None:
         task, self._task = self._task, None
         if task is not None:
+            self._transport = None
             task.cancel()
             self._factory.clientConnectionFailed(self, Failure(reason))
             self._factory.doStop()
@@ -312,9 +311,10 @@ def _server_context(options: Any) -> ssl.SSLContext:
 
     ``load_cert_chain`` reads files only, so the PEM goes through one that has no name and exists in memory alone.
     """
-    chain = [options.certificate, *(options.extraCertChain or ())]
-    pem = crypto.dump_privatekey(crypto.FILETYPE_PEM, options.privateKey)
-    pem += b"".join(crypto.dump_certificate(crypto.FILETYPE_PEM, certificate) for certificate in chain)
+    key = options.privateKey.to_cryptography_key()
+    pem: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for certificate in [options.certificate, *(options.extraCertChain or ())]:
+        pem += certificate.to_cryptography().public_bytes(Encoding.PEM)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     descriptor = os.memfd_create("certificate")
     try:

@@ -30,7 +30,7 @@ _ABORTED = Failure(ConnectionAborted())
 class NativeTransport(asyncio.Protocol):
     """Stands between a native transport, as its protocol, and a Twisted protocol, as its transport.
 
-    :param factory: for a connection that was accepted, what builds the protocol.
+    :param factory: what builds the protocol, before the loop begins to read.
     :ivar protocol: what the bytes go to, once :meth:`switch` has connected one.
     """
 
@@ -43,6 +43,7 @@ class NativeTransport(asyncio.Protocol):
         self._producer: Any = None
         self._streaming = True
         self._full = False
+        self._paused = False
         self._aborted = False
         self._closing_when_done = False
         self._lost = False
@@ -51,14 +52,18 @@ class NativeTransport(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        self._peer, self._host = _address(transport, "peername"), _address(transport, "sockname")
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self.write = transport.write  # type: ignore[method-assign]
-        if self._factory is not None:
-            protocol = self._factory.buildProtocol(self.getPeer())
+        factory, self._factory = self._factory, None
+        if factory is not None:
+            protocol = factory.buildProtocol(self.getPeer())
             if protocol is None:
                 self.abortConnection()
             else:
                 self.switch(protocol)
+                if self._paused:
+                    asyncio.get_running_loop().call_soon(self._pause_from_the_beginning)
 
     def data_received(self, data: bytes) -> None:
         self.protocol.dataReceived(data)
@@ -77,13 +82,14 @@ class NativeTransport(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._full = True
-        if self._producer is not None:
+        if self._producer is not None and self._streaming:
             self._producer.pauseProducing()
 
     def resume_writing(self) -> None:
         self._full = False
-        if self._producer is not None:
+        if self._producer is not None and self._streaming:
             self._producer.resumeProducing()
+        self._pull()
 
     # What a Twisted protocol calls
 
@@ -91,7 +97,9 @@ class NativeTransport(asyncio.Protocol):
         """Connect a protocol, in the place of one that was connected before."""
         self.protocol = protocol
         self.data_received = protocol.dataReceived  # type: ignore[method-assign]
-        self._transport.set_protocol(self)  # the loop has looked data_received up once, and calls what it found
+        self._transport.set_protocol(
+            self
+        )  # the loop has looked data_received up once, and calls what it found
         protocol.makeConnection(self)
 
     def start_tls(
@@ -144,7 +152,10 @@ class NativeTransport(asyncio.Protocol):
             producer.stopProducing()
             return
         self._producer = producer
-        if self._full:
+        self._streaming = streaming
+        if not streaming:
+            self._pull()
+        elif self._full:
             producer.pauseProducing()
 
     def unregisterProducer(self) -> None:
@@ -154,10 +165,12 @@ class NativeTransport(asyncio.Protocol):
             self.loseConnection()
 
     def pauseProducing(self) -> None:
+        self._paused = True
         if not self._lost and not self.disconnecting:
             self._transport.pause_reading()
 
     def resumeProducing(self) -> None:
+        self._paused = False
         if not self._lost and not self.disconnecting:
             self._transport.resume_reading()
 
@@ -165,10 +178,10 @@ class NativeTransport(asyncio.Protocol):
         self.loseConnection()
 
     def getPeer(self) -> Any:
-        return _address(self._transport, "peername")
+        return self._peer
 
     def getHost(self) -> Any:
-        return _address(self._transport, "sockname")
+        return self._host
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         """Nothing to do: the loop sets it on every TCP connection."""
@@ -184,6 +197,17 @@ class NativeTransport(asyncio.Protocol):
     def getTcpKeepAlive(self) -> bool:
         sock = self._transport.get_extra_info("socket")
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+    def _pull(self) -> None:
+        """Ask a pull producer for more, a turn each, while there is room (``IPullProducer``)."""
+        if self._producer is not None and not self._streaming and not self._full:
+            self._producer.resumeProducing()
+            asyncio.get_running_loop().call_soon(self._pull)
+
+    def _pause_from_the_beginning(self) -> None:
+        # The loop begins to read behind connection_made, whatever was asked for in it.
+        if self._paused:
+            self.pauseProducing()
 
     def _lose(self, reason: Failure) -> None:
         if self._lost:

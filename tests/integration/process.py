@@ -232,7 +232,7 @@ class Proxy:
         reactor: str | None = REACTOR,
         descriptors: tuple[int, int] | None = None,
     ) -> None:
-        arguments = (*FOREGROUND, *LOOPBACK, *options)
+        arguments = (*FOREGROUND, *LOOPBACK, "--access-log", *options)
         self.twistd = Twistd(
             *arguments, settings=settings, cwd=cwd, reactor=reactor, descriptors=descriptors
         )

@@ -61,7 +61,8 @@ class Daemon:
         self.pidfile = cwd / "llmproxy.pid"
         self._logfile = cwd / "llmproxy.log"
         files = (f"--pidfile={self.pidfile}", f"--logfile={self._logfile}")
-        self.started = run(*files, "llmproxy", "--port", ANY_PORT, settings=settings, cwd=cwd)
+        options = ("--access-log", "--port", ANY_PORT)
+        self.started = run(*files, "llmproxy", *options, settings=settings, cwd=cwd)
 
     @property
     def log(self) -> str:

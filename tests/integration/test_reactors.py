@@ -45,7 +45,7 @@ def assert_streams(proxy: Proxy, upstream: Upstream) -> None:
 
 
 def test_these_tests_run_on_the_reactor_that_was_asked_for(proxy: Proxy) -> None:
-    assert REACTOR == (os.environ.get("LLMPROXY_TEST_REACTOR") or None)
+    assert (os.environ.get("LLMPROXY_TEST_REACTOR") or None) == REACTOR
     assert reactor_class(proxy.twistd) == CLASSES[REACTOR]
     assert has_uvloop(proxy.twistd) == (REACTOR is None)
 

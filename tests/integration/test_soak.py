@@ -82,14 +82,17 @@ async def _serve(told: Connection) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(_Streams, "127.0.0.1", 0, backlog=4096)
     told.send(server.sockets[0].getsockname()[1])
-    asked = asyncio.Event()
-    loop.add_reader(told.fileno(), asked.set)
-    while True:
-        await asked.wait()
-        asked.clear()
+    ended = asyncio.Event()
+
+    def asked() -> None:
         if told.recv() == "end":
-            return
-        told.send((len(_Streams.open_now), _Streams.most))
+            ended.set()
+        else:
+            told.send((len(_Streams.open_now), _Streams.most))
+
+    loop.add_reader(told.fileno(), asked)
+    await ended.wait()
+    loop.remove_reader(told.fileno())
 
 
 def serve(told: Connection) -> None:
