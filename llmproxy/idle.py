@@ -25,7 +25,7 @@ class Clock(Protocol):
     def seconds(self) -> float:
         """The time."""
 
-    def callLater(self, delay: float, function: Callable[[], None]) -> Scheduled:
+    def callLater(self, delay: float, function: Callable[[], None], /) -> Scheduled:
         """Call something later."""
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -35,6 +36,7 @@ from llmproxy.http.native import NativePort, NativeReactor
 from llmproxy.http.response import MalformedResponse
 
 T = TypeVar("T")
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 HOST: Pair = (b"Host", b"upstream.example")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -377,9 +379,10 @@ class MemoryAgent:
 class LoopReactor(Clock):  # type: ignore[misc]  # what a name resolver's setter does is not needed
     """The reactor that a :class:`NativeReactor` stands before: its time is a test's, its names are given."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self.nameResolver = Resolver({})
+        self._asyncioEventloop = loop
 
     def installNameResolver(self, resolver: Any) -> Any:
         raise NotImplementedError
@@ -396,7 +399,7 @@ class Native:
         self.loop = uvloop.new_event_loop()
         self.problems: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda loop, context: self.problems.append(context))
-        self.clock = LoopReactor()
+        self.clock = LoopReactor(self.loop)
         self.reactor = NativeReactor(self.clock, self.loop)
         self.sockets: list[socket.socket] = []
 
@@ -447,6 +450,30 @@ class Native:
         await self.loop.sock_connect(client, name)
         await until(lambda: len(factory.made) > served and factory.made[-1].transport)
         return factory.made[-1], client
+
+    @asynccontextmanager
+    async def serve(
+        self, handler: Handler, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> AsyncIterator[int]:
+        """Let a coroutine serve each connection, which ends with it; gives the port."""
+        serving: list[asyncio.Task[None]] = []
+
+        async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            serving.append(cast("asyncio.Task[None]", asyncio.current_task()))
+            try:
+                with contextlib.suppress(OSError, EOFError):
+                    await handler(reader, writer)
+            finally:
+                writer.transport.abort()
+
+        server = await asyncio.start_server(serve_one, host, 0, ssl=tls)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            for task in serving:
+                task.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
 
     async def read_all(self, client: socket.socket) -> bytes:
         """What comes until the other side has ended."""

@@ -122,7 +122,8 @@ class Dialer:
             return below
         above = _StandIn()
         options = self._context(host, self._twisted_options)
-        below.give_way(TLSMemoryBIOFactory(options, True, _Makes(lambda: above)).buildProtocol(None))
+        factory = TLSMemoryBIOFactory(options, True, _Makes(lambda: above), self._reactor)
+        below.give_way(factory.buildProtocol(None))
         yield above.secured
         return above
 
