@@ -26,6 +26,7 @@ _OPENING = 10.0  # seconds in which all connections must be open
 _AT_ONCE = (
     32  # connections that are opened at the same time: the queue of a listener is often no longer than 50
 )
+_HEADS = 0.1  # seconds until the next ones are opened although these have had no answer
 _ENOUGH = 100  # errors after which a connection is not made again
 
 
@@ -219,11 +220,13 @@ async def load(task: Task) -> Sample:
 
 
 async def _open(connections: list[Connection], connect: Any) -> None:
-    """Open connections, a few at a time, until each has the head of its first response."""
+    """Open connections, a few at a time, and wait until each has the head of its first response, or has failed."""
     for first in range(0, len(connections), _AT_ONCE):
         some = connections[first : first + _AT_ONCE]
         await asyncio.gather(*(connect(each) for each in some))
-        await asyncio.gather(*(each.began for each in some), return_exceptions=True)
+        # Some proxies hold a head back until there is a body: then the next ones are not kept waiting.
+        await asyncio.wait([each.began for each in some], timeout=_HEADS)
+    await asyncio.wait([each.began for each in connections])
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def _ladder(axis: Any, report: Report, colours: Mapping[str, str]) -> None:
     )
     axis.set_yscale("log")
     axis.set_title(
-        "Event delay p99 (ms) by the number of\nstreams of 50 events/s", fontsize=11, color=_INK, loc="left"
+        "Event delay p99 (ms) by number\nof streams of 50 events/s", fontsize=11, color=_INK, loc="left"
     )
     axis.yaxis.set_major_formatter("{x:g}")
     axis.grid(alpha=0.25)

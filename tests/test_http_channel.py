@@ -528,6 +528,11 @@ class TestUpgrade:
             assert b"/last" in third
             assert served.client.ending == "open"
 
+    def test_http_1_0_knows_no_upgrade(self) -> None:
+        served = Served()
+        served.client.send(b"GET / HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert not served.request.requestHeaders.hasHeader(b"upgrade")
+
     def test_nobody_above_is_told_of_it(self) -> None:
         served = Served()
         served.client.send(

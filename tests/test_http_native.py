@@ -261,7 +261,8 @@ class TestOutOfDescriptors:
     def test_a_client_that_is_gone_again_is_nothing_to_pause_for(
         self, loop: Native, listening: NativePort, monkeypatch: pytest.MonkeyPatch, fault: type[OSError]
     ) -> None:
-        real, tried = socket.socket.accept, []
+        real = socket.socket.accept
+        tried: list[int] = []
 
         def accept(self: socket.socket) -> Any:
             if not tried:
@@ -350,6 +351,14 @@ class TestUnix:
         path.unlink()
         listening.stopListening()
 
+    def test_a_file_that_goes_while_it_is_looked_at_is_not_missed(
+        self, loop: Native, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        listening = loop.reactor.listenUNIX(str(path), Recorders())
+        path.unlink()
+        monkeypatch.setattr(Path, "is_socket", lambda self: True)
+        listening.stopListening()
+
 
 class TestEndpoints:
     """What an operator writes in --port, on the native reactor."""
@@ -361,7 +370,8 @@ class TestEndpoints:
         return loop.run(listening())
 
     @pytest.mark.parametrize(
-        "description", ["tcp:0:interface=127.0.0.1", "tcp6:0:interface=\\:\\:1", "unix:{folder}/socket:mode=660"]
+        "description",
+        ["tcp:0:interface=127.0.0.1", "tcp6:0:interface=\\:\\:1", "unix:{folder}/socket:mode=660"],
     )
     def test_a_description_gives_a_native_port(self, loop: Native, tmp_path: Path, description: str) -> None:
         async def test() -> None:
@@ -456,7 +466,10 @@ class TestEndpoints:
             if how == "does not trust us":
                 with pytest.raises(ssl.SSLCertVerificationError):
                     await asyncio.open_connection(
-                        host.host, host.port, ssl=ssl.create_default_context(), server_hostname="proxy.example"
+                        host.host,
+                        host.port,
+                        ssl=ssl.create_default_context(),
+                        server_hostname="proxy.example",
                     )
             else:
                 client = socket_of(loop)
@@ -666,6 +679,8 @@ class TestConnector:
             connector.stopConnecting()
             (reason,) = factory.failed
             assert reason.check(error.UserError)
+            connector.disconnect()  # there is nothing to disconnect
+            assert len(factory.failed) == 1
 
         loop.run(test())
 

@@ -360,7 +360,9 @@ class MemoryAgent:
 
     def refuse(self, reason: Exception, which: int = -1) -> None:
         """Let a connection that was attempted fail."""
-        self.reactor.tcpClients[which][2].clientConnectionFailed(self.reactor.connectors[which], Failure(reason))
+        self.reactor.tcpClients[which][2].clientConnectionFailed(
+            self.reactor.connectors[which], Failure(reason)
+        )
 
     def kept(self) -> Wire:
         """A connection that one exchange has used."""
@@ -376,7 +378,7 @@ class MemoryAgent:
 
 
 @implementer(interfaces.IReactorTime, interfaces.IReactorPluggableNameResolver)
-class LoopReactor(Clock):  # type: ignore[misc]  # what a name resolver's setter does is not needed
+class LoopReactor(Clock):
     """The reactor that a :class:`NativeReactor` stands before: its time is a test's, its names are given."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -427,7 +429,9 @@ class Native:
         await asyncio.wait(left)
         return left
 
-    async def accept(self, factory: Recorders, interface: str = "127.0.0.1") -> tuple[Recorder, socket.socket]:
+    async def accept(
+        self, factory: Recorders, interface: str = "127.0.0.1"
+    ) -> tuple[Recorder, socket.socket]:
         """Let a client connect; returns what serves it, and the client's socket."""
         listening = self.reactor.listenTCP(0, factory, interface=interface)
         try:
@@ -439,7 +443,7 @@ class Native:
         """Connect a client to a listening port."""
         address: Any = listening.getHost()
         if isinstance(address, UNIXAddress):
-            family, name = socket.AF_UNIX, address.name
+            family, name = socket.AF_UNIX, cast(Any, address.name)
         else:
             family = socket.AF_INET6 if isinstance(address, IPv6Address) else socket.AF_INET
             name = (address.host, address.port)
@@ -453,7 +457,7 @@ class Native:
 
     @asynccontextmanager
     async def serve(
-        self, handler: Handler, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+        self, handler: Handler, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0
     ) -> AsyncIterator[int]:
         """Let a coroutine serve each connection, which ends with it; gives the port."""
         serving: list[asyncio.Task[None]] = []
@@ -461,19 +465,20 @@ class Native:
         async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             serving.append(cast("asyncio.Task[None]", asyncio.current_task()))
             try:
-                with contextlib.suppress(OSError, EOFError):
+                with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
                     await handler(reader, writer)
             finally:
                 writer.transport.abort()
 
-        server = await asyncio.start_server(serve_one, host, 0, ssl=tls)
+        server = await asyncio.start_server(serve_one, host, port, ssl=tls)
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
             server.close()
             for task in serving:
                 task.cancel()
-            await asyncio.gather(*serving, return_exceptions=True)
+            if serving:
+                await asyncio.wait(serving)
 
     async def read_all(self, client: socket.socket) -> bytes:
         """What comes until the other side has ended."""
@@ -563,10 +568,10 @@ class Recorders(Factory[Recorder]):
 
 
 @contextmanager
-def full_queue() -> Iterator[tuple[str, int]]:
+def full_queue(host: str = "127.0.0.1") -> Iterator[tuple[str, int]]:
     """The address of a listening socket that lets nobody in: what connects to it hangs."""
     with socket.socket() as listening, socket.socket() as first:
-        listening.bind(("127.0.0.1", 0))
+        listening.bind((host, 0))
         listening.listen(0)
         address = listening.getsockname()
         first.connect(address)
