@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IListeningPort
 
 from llmproxy import demo
 from llmproxy.config import Client, Config, Upstream
+from llmproxy.http.native import native
 from llmproxy.service import DRAIN, ProxyService
 from llmproxy.values import BaseURL
 
@@ -66,7 +67,7 @@ class DemoService(ProxyService):
 
     def _configure(self) -> Config:
         if self._upstream is None:
-            self._upstream = self._reactor.listenTCP(0, demo.site(self._reactor), interface=_LOOPBACK)
+            self._upstream = native(self._reactor).listenTCP(0, demo.site(self._reactor), interface=_LOOPBACK)
         address: Any = self._upstream.getHost()
         port = address.port
         openai = BaseURL("http", _LOOPBACK, port, "/openai")

@@ -43,5 +43,7 @@ class _Root(Resource):
 
 
 class _QuietSite(Site):
+    noisy = False
+
     def log(self, request: Request) -> None:
         pass

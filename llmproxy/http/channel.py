@@ -192,7 +192,9 @@ class Channel(Protocol):
         """
         request = self.requests[-1]
         # HTTP/1.0 knows no upgrade (RFC 9110 section 7.8).
-        if request.clientproto == b"HTTP/1.1" and rules.wants_websocket(request.method, request.requestHeaders):
+        if request.clientproto == b"HTTP/1.1" and rules.wants_websocket(
+            request.method, request.requestHeaders
+        ):
             self.reading = Reading.UPGRADE
             self._incoming = None
             self._early = rest

@@ -129,7 +129,7 @@ class Twistd:
         count = 0
         for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                count += os.readlink(descriptor).startswith("socket:")
+                count += str(descriptor.readlink()).startswith("socket:")
         return count
 
     @property
@@ -233,9 +233,7 @@ class Proxy:
         descriptors: tuple[int, int] | None = None,
     ) -> None:
         arguments = (*FOREGROUND, *LOOPBACK, "--access-log", *options)
-        self.twistd = Twistd(
-            *arguments, settings=settings, cwd=cwd, reactor=reactor, descriptors=descriptors
-        )
+        self.twistd = Twistd(*arguments, settings=settings, cwd=cwd, reactor=reactor, descriptors=descriptors)
         self._upstreams = upstreams
         self._clients: list[Wire] = []
 

@@ -126,7 +126,9 @@ def test_a_daemon_streams(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{upstream.port}"
     with daemon(settings(url, url), tmp_path) as served:
         client = connect(served.port)
-        client.send(message(b"POST /openai/v1/x HTTP/1.1", HOST, AUTHORIZATION, CHUNKED, body=chunked(b"up 1")))
+        client.send(
+            message(b"POST /openai/v1/x HTTP/1.1", HOST, AUTHORIZATION, CHUNKED, body=chunked(b"up 1"))
+        )
         wire = upstream.accept()
         request = Body(wire, wire.head())
         assert request.exactly(4) == b"up 1"

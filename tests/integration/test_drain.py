@@ -57,8 +57,6 @@ def terminate(proxy: Proxy) -> None:
     eventually(lambda: refuses(port), "the listener is closed")
 
 
-
-
 def test_what_is_in_flight_is_finished_and_no_more_is_taken(drained: Proxy, upstream: Upstream) -> None:
     idle = drained.connect()
     idle.send(HEALTHZ)

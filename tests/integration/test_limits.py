@@ -93,13 +93,14 @@ def test_200_clients_that_dribble_their_headers_disturb_no_one(
 
 @pytest.fixture(scope="module")
 def shared_strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    limits = {
-        "CLIENT_HEADER_TIMEOUT": "0.5",
-        "CLIENT_KEEP_ALIVE": "0.5",
-        "CLIENT_MAX_TARGET": "100",
-        "CLIENT_MAX_HEADERS": "1000",
-    }
-    with running(tmp_path_factory.mktemp("strict"), Upstream(), **limits) as proxy:
+    with running(
+        tmp_path_factory.mktemp("strict"),
+        Upstream(),
+        CLIENT_HEADER_TIMEOUT="0.5",
+        CLIENT_KEEP_ALIVE="0.5",
+        CLIENT_MAX_TARGET="100",
+        CLIENT_MAX_HEADERS="1000",
+    ) as proxy:
         yield proxy
 
 
@@ -163,7 +164,11 @@ def test_a_target_of_just_the_limit_is_served(strict: Proxy) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [[b"X-Large: " + b"x" * 1000], [b"X-%d: x" % number for number in range(200)], [b"X-Huge: " + b"x" * 1_000_000]],
+    [
+        [b"X-Large: " + b"x" * 1000],
+        [b"X-%d: x" % number for number in range(200)],
+        [b"X-Huge: " + b"x" * 1_000_000],
+    ],
     ids=["one", "many", "huge"],
 )
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b""], ids=["whole", "endless"])

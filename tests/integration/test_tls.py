@@ -373,7 +373,9 @@ def trusting_client(authority: trustme.CA) -> ssl.SSLContext:
 
 
 def connect_securely(port: int, context: ssl.SSLContext) -> Wire:
-    return Wire(context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost"))
+    return Wire(
+        context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost")
+    )
 
 
 def test_the_sdk_works_over_https(

@@ -14,7 +14,7 @@ import pytest
 from tests.integration.conftest import Background
 from tests.integration.process import ANTHROPIC_KEY, AUTHORIZATION, OPENAI_KEY, SECRETS, TOKEN, Proxy
 from tests.integration.upstream import Upstream
-from tests.integration.wire import LAST_CHUNK, PATIENCE, Body, Ending, Message, chunked, message
+from tests.integration.wire import LAST_CHUNK, PATIENCE, Body, Ending, Message, Wire, chunked, message
 
 OK = message(b"HTTP/1.1 200 OK", b"Content-Length: 2", body=b"ok")
 HOST = b"Host: proxy.example"
@@ -29,6 +29,12 @@ def forwarded(proxy: Proxy, upstream: Upstream, line: bytes, *headers: bytes, bo
     assert client.response().body == b"ok"
     upstream.hang_up()
     return request
+
+
+def send_slowly(client: Wire, data: bytes) -> None:
+    """Send byte by byte."""
+    for at in range(len(data)):
+        client.send(data[at : at + 1])
 
 
 def answered(
@@ -347,7 +353,12 @@ def test_names_and_order_of_a_requests_headers_stay(proxy: Proxy, openai: Upstre
 def test_trailers_of_a_request_pass(proxy: Proxy, openai: Upstream) -> None:
     body = chunked(b"one", b"two") + b"0\r\nX-Checksum: 5\r\nx-Other:  a b \r\n\r\n"
     request = forwarded(
-        proxy, openai, b"POST /openai/v1/files", b"Transfer-Encoding: chunked", b"Trailer: X-Checksum", body=body
+        proxy,
+        openai,
+        b"POST /openai/v1/files",
+        b"Transfer-Encoding: chunked",
+        b"Trailer: X-Checksum",
+        body=body,
     )
     assert request.body == b"onetwo"
     assert request.trailers == ((b"X-Checksum", b"5"), (b"x-Other", b"a b"))
@@ -358,7 +369,11 @@ def test_another_protocol_is_declined_by_going_on_with_http(
     proxy: Proxy, openai: Upstream, body: bytes
 ) -> None:
     client = proxy.connect()
-    offer = [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"]
+    offer = [
+        b"Connection: Upgrade, HTTP2-Settings",
+        b"Upgrade: h2c",
+        b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA",
+    ]
     framing = [b"Content-Length: %d" % len(body)] if body else []
     line = b"%b /openai/v1/x HTTP/1.1" % (b"POST" if body else b"GET")
     for _ in range(2):  # the connection goes on, too
@@ -388,7 +403,16 @@ def test_an_offer_of_another_protocol_with_a_chunked_body_is_served(proxy: Proxy
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 def test_curl_that_offers_http_2_is_served(proxy: Proxy, openai: Upstream, background: Background) -> None:
-    curl = ["curl", "--silent", "--show-error", "--http2", "--noproxy", "*", "--header", AUTHORIZATION.decode()]
+    curl = [
+        "curl",
+        "--silent",
+        "--show-error",
+        "--http2",
+        "--noproxy",
+        "*",
+        "--header",
+        AUTHORIZATION.decode(),
+    ]
     url = f"{proxy.url}/openai/v1/x"
     running = background(
         subprocess.run, [*curl, "--data", "hello", url], check=True, capture_output=True, timeout=PATIENCE
@@ -418,13 +442,17 @@ def test_pipelined_requests_are_answered_in_order(
         else:
             body = b"number %d" % number
             requests += message(
-                b"POST /openai/v1/x HTTP/1.1", HOST, AUTHORIZATION, b"Content-Length: %d" % len(body), body=body
+                b"POST /openai/v1/x HTTP/1.1",
+                HOST,
+                AUTHORIZATION,
+                b"Content-Length: %d" % len(body),
+                body=body,
             )
     client = proxy.connect()
     if pace == "at once":
         client.send(requests)
     else:
-        background(lambda: [client.send(requests[at : at + 1]) for at in range(len(requests))])
+        background(send_slowly, client, requests)
     wire = openai.accept()
     for number in range(12):
         if number % 4 == 3:
@@ -555,7 +583,9 @@ def test_early_hints_pass_before_the_response(proxy: Proxy, openai: Upstream) ->
     wire, _ = openai.receive()
     for number in range(2):
         hint = b"</%d.css>; rel=preload" % number
-        wire.send(message(b"HTTP/1.1 103 Early Hints", b"Link: " + hint, b"Connection: x-dropped", b"x-dropped: 1"))
+        wire.send(
+            message(b"HTTP/1.1 103 Early Hints", b"Link: " + hint, b"Connection: x-dropped", b"x-dropped: 1")
+        )
         head = client.head()
         assert head.line == b"HTTP/1.1 103 Early Hints"
         assert head.headers == ((b"Link", hint),)
@@ -633,7 +663,9 @@ def test_a_body_without_a_length_ends_an_older_clients_connection(proxy: Proxy, 
     client = proxy.connect()
     client.send(message(b"GET /openai/v1/x HTTP/1.0", HOST, b"Connection: Keep-Alive", AUTHORIZATION))
     wire, _ = openai.receive()
-    wire.send(message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked", body=chunked(b"o", b"k") + LAST_CHUNK))
+    wire.send(
+        message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked", body=chunked(b"o", b"k") + LAST_CHUNK)
+    )
     response = client.response()
     assert response.body == b"ok"
     assert response.head.values(b"connection") == [b"close"]
