@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 from twisted.internet._signals import _FDWaker
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 
+@implementer(ILogObserver)
 class LoggedFailures:
     """The failures that were logged during a test; those that are expected are to be taken out."""
 
@@ -40,7 +42,9 @@ def logged_failures() -> Iterator[LoggedFailures]:
     gc.collect()
     globalLogPublisher.removeObserver(logged)
     left = [thing for thing in _in_reactor() if thing not in before]
-    problems = [event["log_failure"].getTraceback() for event in logged.events] + [f"left in the reactor: {x}" for x in left]
+    problems = [event["log_failure"].getTraceback() for event in logged.events] + [
+        f"left in the reactor: {x}" for x in left
+    ]
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
 
@@ -55,6 +59,6 @@ def _in_reactor() -> list[object]:
     reactor = sys.modules.get("twisted.internet.reactor")
     if reactor is None:
         return []
-    found = [*reactor.getDelayedCalls(), *reactor.getReaders(), *reactor.getWriters()]  # type: ignore[attr-defined]
+    found = [*reactor.getDelayedCalls(), *reactor.getReaders(), *reactor.getWriters()]
     # A reactor that runs for the first time gets wakers of its own, and keeps them.
     return [thing for thing in found if not isinstance(thing, _FDWaker)]

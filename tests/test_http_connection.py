@@ -170,6 +170,15 @@ class TestExpectation:
         assert upstream.wire.ending == "closed"
         assert upstream.clock.getDelayedCalls() == []
 
+    def test_the_headers_of_a_final_answer_are_enough_to_tell(self, upstream: Upstream) -> None:
+        body = Upload(5)
+        outcome = upstream.ask(b"POST", headers=[HOST, EXPECT], body=body)
+        upstream.wire.receive(LONG)
+        assert outcome.result.code == 200
+        assert body.log == ["stop"]
+        upstream.clock.advance(100)
+        assert not body.started
+
     @pytest.mark.parametrize("how", ["lost", "cancelled", "malformed"])
     def test_an_end_leaves_no_timer(self, upstream: Upstream, how: str) -> None:
         outcome = upstream.ask(b"POST", headers=[HOST, EXPECT], body=Upload(5))
