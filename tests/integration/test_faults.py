@@ -442,11 +442,11 @@ def test_a_slow_reader_is_not_the_silence_of_its_upstream(
     impatient: Proxy, silent_upstream: Upstream, background: Background
 ) -> None:
     large = bytes(64_000_000)
+    encoded = chunked(large) + LAST_CHUNK
     client = impatient.connect(receive_buffer=16384)
     client.send(message(b"GET /openai/v1/files HTTP/1.1", b"Host: proxy.example", AUTHORIZATION))
     wire, _ = silent_upstream.receive()
     wire.send(message(b"HTTP/1.1 200 OK", CHUNKED))
-    encoded = chunked(large) + LAST_CHUNK
     sent = wire.send_until_blocked(encoded, quiet=2.0)  # twice as long as an upstream may be silent
     assert sent < len(encoded)
     sending = background(wire.send, encoded[sent:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -123,10 +124,10 @@ def open_socket(
 ) -> ClientConnection:
     return connect(
         f"ws://127.0.0.1:{proxy.twistd.port}{path}",
+        sock=socket.create_connection(("127.0.0.1", proxy.twistd.port)),
         additional_headers=headers,
         subprotocols=subprotocols,
         max_size=None,
-        proxy=None,
         open_timeout=PATIENCE,
         close_timeout=PATIENCE,
     )
