@@ -98,8 +98,11 @@ def _exchanging(failure: Failure) -> str | None:
 
 
 def _reason(fault: object) -> str:
+    """Why a connection could not be made, without the words that Twisted puts around it."""
     number = getattr(fault, "osError", None)
-    return os.strerror(number) if isinstance(number, int) else str(fault)
+    if isinstance(number, int):
+        return os.strerror(number)
+    return (fault.args[0] if isinstance(fault, Exception) and fault.args else None) or str(fault)
 
 
 def _tls_reason(fault: object) -> str:

@@ -63,6 +63,11 @@ class IdleTimer:
             self._call.cancel()
             self._call = None
 
+    def close(self) -> None:
+        """Wait never again, and let go of who was to be told."""
+        self.stop()
+        self._expired = _nothing
+
     def _look(self) -> None:
         self._call = None
         left = self._heard + self._seconds - self._now()
@@ -70,6 +75,10 @@ class IdleTimer:
             self._call = self._clock.callLater(left, self._look)
         else:
             self._expired()
+
+
+def _nothing() -> None:
+    """Take the place of a function that will not be called any more."""
 
 
 class SharedClock:

@@ -149,7 +149,6 @@ class _Forwarding:
 
     def _not_answered(self, failure: Failure) -> None:
         """No headers came, and none will: say why, unless nobody is left to be told."""
-        self._patience.stop()
         if self._exchange.ending is Ending.CLIENT_LEFT:
             return
         if self._gave_up:
@@ -189,7 +188,6 @@ class _Forwarding:
 
     def _broken(self, failure: Failure) -> None:
         """Something in this program failed: the one case that is not the upstream's or the client's doing."""
-        self._patience.stop()
         self._log.failure(
             "A request to {upstream} failed within the proxy", failure, upstream=self._upstream.name
         )
@@ -207,6 +205,7 @@ class _Forwarding:
         exchange = self._exchange
         if exchange.ending is not None:
             return
+        self._patience.close()
         exchange.ending = ending
         exchange.duration = self._elapsed()
         if self._passage is not None:

@@ -99,8 +99,9 @@ class Relay(Protocol):
 
     def _end(self, ending: Ending) -> None:
         self._ended = True
-        self._idle.stop()
-        self._over(ending)
+        self._idle.close()
+        over, self._over = self._over, _nothing  # who is told refers back to this
+        over(ending)
 
     def _truncate(self) -> None:
         """Close the client's connection so that it can tell that the response is not whole."""
@@ -113,3 +114,7 @@ class Relay(Protocol):
         else:
             # Here a close *is* the end of a body, so only a reset is left.
             self._request.transport.abortConnection()
+
+
+def _nothing(ending: Ending) -> None:
+    """Tell nobody."""

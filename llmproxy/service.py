@@ -72,6 +72,7 @@ class ProxyService(Service):
         self._drain = drain
         self._access_log = access_log
         self._ports: list[IListeningPort] = []
+        self._stopping = False
         self._agent: PooledAgent | None = None
         self._clock = SharedClock(reactor)
         self._site: Site
@@ -186,7 +187,8 @@ class ProxyService(Service):
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
 
     def _stop(self) -> None:
-        if self._reactor.running:
+        if not self._stopping:  # a second signal, while requests end, asks for nothing new
+            self._stopping = True
             self._reactor.stop()
 
 
@@ -194,11 +196,11 @@ def _spare_the_collector() -> None:
     """Keep the garbage collector off what will never be garbage.
 
     The modules of a started process are a hundred thousand objects, and a full collection looks at each; while streams come and
-    go, that took 8 % of the time. An exchange leaves few cycles behind, so collections may be rarer, too.
+    go, that took 8 % of the time. An exchange leaves no cycle behind, so collections may be rarer, too.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+    gc.set_threshold(10_000, 10, 10)
 
 
 def _raise_descriptor_limit() -> None:

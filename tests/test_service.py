@@ -430,7 +430,8 @@ class TestSignals:
         running = Running()
         running.start()
         running.reactor.run()
-        running.reactor.running = False  # it has begun to stop
+        signals[signal.SIGTERM](signal.SIGTERM, None)
+        running.reactor.advance(0)
         before = running.reactor.stops
         signals[signal.SIGTERM](signal.SIGTERM, None)
         running.reactor.advance(0)

@@ -105,7 +105,8 @@ class RequestBody:
         done: Deferred[None] = Deferred(self._cancelled)
         self._done = done
         self._consumer = consumer
-        self._wanted()
+        wanted, self._wanted = self._wanted, _nothing  # who is told refers back to this
+        wanted()
         held, self._held = self._held, []
         for data in held:
             if not self._dropped:
@@ -141,11 +142,15 @@ class RequestBody:
         done = self._done
         if done is None:
             return
-        self._done = None
+        self._done = self._consumer = None  # it refers back to this, and gets no more
         if self._failure is None:
             done.callback(None)
         else:
             done.errback(self._failure)
+
+
+def _nothing() -> None:
+    """Tell nobody."""
 
 
 def read_whole(body: IBodyProducer | None, limit: int) -> Deferred[bytes]:

@@ -136,7 +136,8 @@ class Channel(Protocol):
             self._tunnel.connectionLost(reason)
         self.reading = Reading.NOTHING
         self._closing = True
-        del self._parser  # it refers back to this
+        del self._parser  # it refers back to this, as these do
+        self._served = self._incoming = None
         requests, self.requests = self.requests, deque()
         for request in requests:
             # First: whose body fails while the client seems to be there is answered.

@@ -193,6 +193,7 @@ class _HeldBody:
 
     def _done(self, result: None) -> None:
         self._whole = True
+        del self._consumer  # it refers back to this, and gets no more
 
 
 @implementer(IBodyProducer)

@@ -180,8 +180,10 @@ class UpstreamConnection(Protocol):
             self._body.stop()
         answer, self._answer = self._answer, None
         response, self._response = self._response, None
+        unanswered = self._unanswered()
+        self._body = self._informational = None  # they refer back to this, too
         if answer is not None:
-            answer.errback(Failure(self._unanswered()([reason])))
+            answer.errback(Failure(unanswered([reason])))
         elif response is not None:
             if response.ends_with_connection and reason.check(ConnectionDone):
                 response._end(_CLOSE_DELIMITED)

@@ -35,8 +35,9 @@ class Deadline:
         self._due = None
 
     def cancel(self) -> None:
-        """Nothing is due, and nothing will be: leave no delayed call behind."""
+        """Nothing is due, and nothing will be: leave no delayed call behind, and let go of who was to be told."""
         self._due = None
+        self._expired = _nothing
         if self._call is not None:
             self._call.cancel()
             self._call = None
@@ -51,3 +52,7 @@ class Deadline:
         else:
             self._due = None
             self._expired()
+
+
+def _nothing() -> None:
+    """Take the place of a function that will not be called any more."""

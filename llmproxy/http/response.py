@@ -74,6 +74,8 @@ class Response:
     def abort(self) -> None:
         """See :class:`~llmproxy.http.interfaces.IAbortableResponse`."""
         self._connection._dropped(self)
+        self._protocol = None  # it refers back to this
+        self.deliver = _drop
 
     def pauseProducing(self) -> None:
         """Read nothing more of the body for now."""
@@ -99,8 +101,13 @@ class Response:
     def _end(self, reason: Failure) -> None:
         self._ended = reason
         protocol, self._protocol = self._protocol, None
+        self.deliver = _drop  # who was delivered to refers back to this
         if protocol is not None:
             protocol.connectionLost(reason)
+
+
+def _drop(data: bytes) -> None:
+    """Deliver to nobody."""
 
 
 def body_length(fields: Fields) -> int | None:

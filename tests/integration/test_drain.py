@@ -124,7 +124,6 @@ def test_pipelined_requests_behind_the_one_in_flight_are_not_begun(
     assert drained.twistd.wait() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="each SIGTERM after the first leaves a traceback in the log")
 def test_a_second_sigterm_changes_nothing(drained: Proxy, upstream: Upstream) -> None:
     _, body, wire = begin_stream(drained, upstream)
     terminate(drained)

@@ -310,9 +310,6 @@ def test_2000_streams_whose_clients_come_and_go_pass_and_leave_no_connection_beh
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="an exchange leaves cycles behind, and the collector has been made rare"
-)
 def test_they_leave_no_memory_behind(soaked: Soaked) -> None:
     before, first, second = soaked.memory
     assert second - first < KEPT, soaked.memory
