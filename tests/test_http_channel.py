@@ -1192,3 +1192,23 @@ def test_two_connections_know_nothing_of_each_other() -> None:
     other.send(GET)
     served.client.send(GET[10:])
     assert served.client.received == other.received
+
+
+class TestClientThatIsNotRead:
+    def test_it_is_looked_for_and_its_leaving_is_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        left: list[bool] = []
+        monkeypatch.setattr("llmproxy.http.channel.has_left", lambda _: bool(left))
+        served = Served()
+        served.client.send(path(b"slow"), path(b"queued"))
+        served.clock.advance(5)
+        assert served.client.ending == "open"
+        left.append(True)
+        served.clock.advance(1)
+        assert served.client.ending == "reset"
+
+    def test_it_is_not_looked_for_while_it_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("llmproxy.http.channel.has_left", lambda _: True)
+        served = Served()
+        served.client.send(path(b"slow"))
+        served.clock.advance(5)
+        assert served.client.ending == "open"

@@ -25,9 +25,14 @@ from llmproxy.http.deadline import Deadline
 from llmproxy.http.fields import Fields, Pair
 from llmproxy.http.request import Request
 from llmproxy.http.rules import Refused
+from llmproxy.http.transports import has_left
+from llmproxy.idle import Scheduled
 
 if TYPE_CHECKING:
     from llmproxy.http.server import Site
+
+
+_WATCH = 1.0  # seconds between two looks at a client that is not being read
 
 
 class Reading(Enum):
@@ -70,6 +75,7 @@ class Channel(Protocol):
         self._early = b""
         self._tunnel: Any = None
         self._paused = False
+        self._watching: Scheduled | None = None
         self._lingering = False
         self._closing = False
 
@@ -132,6 +138,8 @@ class Channel(Protocol):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """Tell all that was in progress."""
         self._deadline.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         if self.reading is Reading.TUNNEL:
             self._tunnel.connectionLost(reason)
         self.reading = Reading.NOTHING
@@ -338,6 +346,21 @@ class Channel(Protocol):
                 self.transport.resumeProducing()
             else:
                 self.transport.pauseProducing()
+                self._watch()
+
+    def _watch(self) -> None:
+        """Look now and then whether a client that is not read has left: nothing else would tell."""
+        if self._watching is None:
+            self._watching = self.site.clock.callLater(_WATCH, self._look_for_the_client)
+
+    def _look_for_the_client(self) -> None:
+        self._watching = None
+        if not self._paused or self._closing:
+            return
+        if has_left(self.transport):
+            self.transport.abortConnection()
+        else:
+            self._watch()
 
     # Ending
 
