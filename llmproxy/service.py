@@ -92,6 +92,7 @@ class ProxyService(Service):
     def startService(self) -> None:
         """Say what is served where, and take signals once the reactor has installed its own handlers."""
         super().startService()
+        self._take_signals()  # from the first line on that says that this serves
         self._log.info(
             "llmproxy {version} listens on {addresses}; {upstreams}",
             version=__version__,
@@ -102,7 +103,7 @@ class ProxyService(Service):
             ),
         )
         self._warn()
-        self._reactor.callWhenRunning(self._take_signals)
+        self._reactor.callWhenRunning(self._take_signals)  # again: the reactor has put in its own
         _spare_the_collector()
 
     @inlineCallbacks

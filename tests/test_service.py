@@ -408,12 +408,13 @@ class TestReload:
 
 
 class TestSignals:
-    def test_they_are_taken_once_the_reactor_has_installed_its_own(
+    def test_they_are_taken_from_the_start_and_again_once_the_reactor_has_installed_its_own(
         self, signals: dict[int, Callable[..., None]]
     ) -> None:
         running = Running()
         running.start()
-        assert signals == {}
+        assert set(signals) == {signal.SIGTERM, signal.SIGHUP}
+        signals.clear()
         running.reactor.run()
         assert set(signals) == {signal.SIGTERM, signal.SIGHUP}
 
