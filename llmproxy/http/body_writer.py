@@ -30,6 +30,7 @@ class BodyWriter:
         self._chunked = chunked
         self._failed = failed
         self._left = 0 if chunked else body.length
+        self._head = b""
         self._waiting: Any = None
         self._started = False
         self._stopped = False
@@ -39,13 +40,20 @@ class BodyWriter:
         """Start at ``100 Continue``, or after a time: an upstream need not send it (RFC 9110 section 10.1.1)."""
         self._waiting = clock.callLater(seconds, self.start)
 
-    def start(self) -> None:
-        """Ask for the body and write it as it comes."""
+    def start(self, head: bytes = b"") -> None:
+        """Ask for the body and write it as it comes.
+
+        :param head: what stands before the body. It goes out in this turn, in one write with what is there of the body: a
+            write is the dearest thing that a small request does.
+        """
         self._wait_no_more()
         if not self._started and not self._stopped:
             self._started = True
+            self._head = head
             self._transport.registerProducer(self._body, True)
             self._body.startProducing(self).addCallbacks(self._sent, self._broke)
+            if self._head and not self._stopped:
+                self._put(b"")
 
     def answered(self) -> None:
         """The final response has begun: a body that was not begun is not wanted any more."""
@@ -66,19 +74,23 @@ class BodyWriter:
         if self._stopped or not data:
             return
         if self._chunked:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self._put(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._left -= len(data)
             if self._left < 0:
                 self._mismatched()  # the surplus would be read as another request
             else:
-                self._transport.write(data)
+                self._put(data)
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         """The transport has the producer already."""
 
     def unregisterProducer(self) -> None:
         """See :meth:`registerProducer`."""
+
+    def _put(self, data: bytes) -> None:
+        head, self._head = self._head, b""
+        self._transport.write(head + data if head else data)
 
     def _sent(self, _: object) -> None:
         if self._stopped:
@@ -90,9 +102,7 @@ class BodyWriter:
         self._transport.unregisterProducer()
         if self._chunked:
             trailers = getattr(self._body, "trailers", None) or Fields()
-            self._transport.write(
-                b"0\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in trailers.pairs) + b"\r\n"
-            )
+            self._put(b"0\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in trailers.pairs) + b"\r\n")
 
     def _broke(self, failure: Failure) -> None:
         if not self._stopped:

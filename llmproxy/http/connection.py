@@ -119,12 +119,14 @@ class UpstreamConnection(Protocol):
             )
             self._body = BodyWriter(self.transport, body, chunked, self._body_failed)
         lines.append(b"\r\n")
-        self.transport.write(b"".join(lines))
-        if self._body is not None:
-            if b"100-continue" in b",".join(headers.values_of(b"expect")).lower():
-                self._body.wait(self._clock, self._limits.expect)
-            else:
-                self._body.start()
+        head = b"".join(lines)
+        if self._body is None:
+            self.transport.write(head)
+        elif b"100-continue" in b",".join(headers.values_of(b"expect")).lower():
+            self.transport.write(head)
+            self._body.wait(self._clock, self._limits.expect)
+        else:
+            self._body.start(head)
         return answer
 
     def handOver(self, protocol: Any) -> None:
