@@ -20,6 +20,7 @@ from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
 from llmproxy.values import BaseURL
 
 DEFAULT_PORT = 33000
+DEFAULT_DRAIN = 30.0  # seconds that requests in flight have to end when the service stops
 _T = TypeVar("_T")
 
 _SHORT_TOKEN = 16  # characters

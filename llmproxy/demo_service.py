@@ -16,9 +16,9 @@ from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 
 from llmproxy import demo
-from llmproxy.config import Client, Config, Upstream
+from llmproxy.config import DEFAULT_DRAIN, Client, Config, Upstream
 from llmproxy.http.native import native
-from llmproxy.service import DRAIN, ProxyService
+from llmproxy.service import ProxyService
 from llmproxy.values import BaseURL
 
 TOKEN = "llmproxy-demo-token"
@@ -42,7 +42,7 @@ class DemoService(ProxyService):
         self,
         reactor: Any,
         listen: Sequence[str],
-        drain: float = DRAIN,
+        drain: float = DEFAULT_DRAIN,
         announce: Callable[[str], None] = _print,
     ) -> None:
         super().__init__(reactor, listen, self._configure, drain)

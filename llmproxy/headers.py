@@ -94,9 +94,8 @@ def _without(headers: Headers, names: frozenset[bytes]) -> list[Pair]:
 
 def _without_word(fields: list[Pair], token: bytes) -> list[Pair]:
     """The fields whose values do not hold a token as a word: a short token must not take out innocent ones."""
-    if not [
-        True for _, value in fields if token in value
-    ]:  # a plain search first: nearly always, nothing is found
+    # A plain search first: nearly always, nothing is found.
+    if not [True for _, value in fields if token in value]:
         return fields
     word = re.compile(rb"(?<![A-Za-z0-9_-])" + re.escape(token) + rb"(?![A-Za-z0-9_-])")
     pairs = []

@@ -108,7 +108,7 @@ class _Forwarding:
         self._patience.start()
         answer: Deferred[Any] = maybeDeferred(self._send, url)
         self._answer = answer
-        self._answer.addCallbacks(self._answered, self._not_answered).addErrback(self._broken)
+        answer.addCallbacks(self._answered, self._not_answered).addErrback(self._broken)
 
     def _send(self, url: bytes) -> Deferred[Any]:
         request = self._request

@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llmproxy import __version__
-from llmproxy.config import Config, ConfigError
+from llmproxy.config import DEFAULT_DRAIN, Config, ConfigError
 from llmproxy.credentials import Credentials
 from llmproxy.exchange import AccessLog
 from llmproxy.http.client import PooledAgent
@@ -33,8 +33,6 @@ from llmproxy.idle import SharedClock
 from llmproxy.proxy import Gateway
 from llmproxy.site import Root, build
 from llmproxy.transparent import TransparentClient
-
-DRAIN = 30.0  # seconds
 
 
 class CannotListen(SystemExit, Exception):
@@ -63,7 +61,7 @@ class ProxyService(Service):
         reactor: Any,
         listen: Sequence[str],
         load: Callable[[], Config],
-        drain: float = DRAIN,
+        drain: float = DEFAULT_DRAIN,
         access_log: bool = True,
     ) -> None:
         self._reactor = reactor

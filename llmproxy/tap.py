@@ -14,8 +14,6 @@ from twisted.python import usage
 from llmproxy import __version__, config, values
 from llmproxy.http import reactor as engine_reactor
 
-DRAIN = 30.0  # seconds
-
 
 class Options(usage.Options):
     """The command line; everything else is set in the environment."""
@@ -33,7 +31,7 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()
         self.listen: list[str] = []
-        self.drain = DRAIN
+        self.drain = config.DEFAULT_DRAIN
         self.load: Callable[[], config.Config]
 
     def opt_port(self, port: str) -> None:
