@@ -20,10 +20,10 @@ from twisted.web.server import NOT_DONE_YET
 from llmproxy import errors, faults, headers
 from llmproxy.config import Timeouts, Upstream
 from llmproxy.credentials import Caller, Credentials
+from llmproxy.deadline import Clock, Deadline
 from llmproxy.exchange import Ending, Exchange, Observer
 from llmproxy.http.fields import Fields
 from llmproxy.http.interfaces import IAbortableResponse, IStreamedRequest
-from llmproxy.idle import Clock, IdleTimer
 from llmproxy.relay import Relay
 from llmproxy.transparent import TransparentClient
 from llmproxy.tunnel import Tunnel
@@ -34,7 +34,7 @@ class Gateway:
     """What all exchanges share.
 
     :ivar client: sends requests to upstreams.
-    :ivar clock: for the timeouts of exchanges; see :class:`~llmproxy.idle.SharedClock`.
+    :ivar clock: for the timeouts of exchanges; see :class:`~llmproxy.deadline.SharedClock`.
     :ivar observers: told of each exchange when it is over.
     """
 
@@ -93,7 +93,7 @@ class _Forwarding:
         self._begun = False  # the client has the head of a response
         self._gave_up = False
         self._uploaded = 0
-        self._patience = IdleTimer(gateway.clock, gateway.timeouts.first_byte, self._no_answer_yet)
+        self._deadline = Deadline(gateway.clock, self._too_late)
         self._exchange = Exchange(
             client=caller.client.name,
             upstream=upstream.name,
@@ -105,7 +105,7 @@ class _Forwarding:
     def start(self, url: bytes) -> None:
         """Send the request on; everything after this is a reaction to the upstream, the client or the clock."""
         self._request.notifyFinish().addErrback(self._client_left)
-        self._patience.start()
+        self._deadline.set(self._gateway.timeouts.first_byte)
         answer: Deferred[Any] = maybeDeferred(self._send, url)
         self._answer = answer
         answer.addCallbacks(self._answered, self._not_answered).addErrback(self._broken)
@@ -123,7 +123,6 @@ class _Forwarding:
 
     def _answered(self, response: IAbortableResponse) -> None:
         """The response's headers are here: write them at once, and let the body follow as it comes."""
-        self._patience.stop()
         self._response = response
         self._exchange.first_byte = self._elapsed()
         self._exchange.status = response.code
@@ -136,11 +135,12 @@ class _Forwarding:
         self._begun = True
         request.write(b"")
         idle = self._gateway.timeouts.idle
-        relay = self._passage = Relay(request, response, self._gateway.clock, idle, self._over)
+        relay = self._passage = Relay(request, response, self._deadline, idle, self._over)
         response.deliverBody(relay)
 
     def _join(self, response: IAbortableResponse) -> None:
         """Both sides agreed to speak WebSocket: from here on, bytes pass as they come."""
+        self._deadline.clear()
         tunnel = self._passage = Tunnel(lambda: self._over(Ending.COMPLETED))
         headers.offer_websocket(self._request.responseHeaders)
         self._begun = True
@@ -164,12 +164,15 @@ class _Forwarding:
         errors.answer(self._request, problem, message)
         self._over(ending)
 
-    def _no_answer_yet(self) -> None:
+    def _too_late(self) -> None:
         """Give the upstream up, unless the time went into an upload that it still takes."""
+        if isinstance(self._passage, Relay):
+            self._passage.upstream_silent()
+            return
         body = self._request.body
         if body is not None and body.received != self._uploaded:
             self._uploaded = body.received
-            self._patience.start()
+            self._deadline.set(self._gateway.timeouts.first_byte)
             return
         self._gave_up = True
         self._drop()
@@ -205,7 +208,7 @@ class _Forwarding:
         exchange = self._exchange
         if exchange.ending is not None:
             return
-        self._patience.close()
+        self._deadline.close()
         exchange.ending = ending
         exchange.duration = self._elapsed()
         if self._passage is not None:

@@ -15,9 +15,9 @@ from twisted.python.failure import Failure
 from twisted.web.client import PotentialDataLoss, ResponseDone
 from zope.interface import implementer
 
+from llmproxy.deadline import Deadline
 from llmproxy.exchange import Ending
 from llmproxy.http.interfaces import IAbortableResponse
-from llmproxy.idle import Clock, IdleTimer
 
 
 @implementer(IPushProducer)
@@ -25,8 +25,9 @@ class Relay(Protocol):
     """The protocol that a response's body is delivered to, and the producer that the client's connection drives.
 
     :param request: the client's, an ``IStreamedRequest``; its response's headers have been written.
-    :param idle_timeout: seconds of silence after which the upstream is given up. The time in which the client itself makes us
-        wait does not count.
+    :param deadline: runs while the upstream is waited for; the time in which the client itself makes us wait does not count.
+        When it expires, :meth:`upstream_silent` is to be called.
+    :param idle_timeout: seconds of silence after which the upstream is given up.
     :param over: called once, with the ending, when nothing more will be written.
     :ivar sent: bytes of the body written so far.
     """
@@ -37,14 +38,15 @@ class Relay(Protocol):
         self,
         request: Any,
         response: IAbortableResponse,
-        clock: Clock,
+        deadline: Deadline,
         idle_timeout: float,
         over: Callable[[Ending], None],
     ) -> None:
         self._request = request
         self._response = response
-        self._idle = IdleTimer(clock, idle_timeout, self._upstream_silent)
-        self._heard = self._idle.touch
+        self._deadline = deadline
+        self._wait = deadline.set
+        self._idle_timeout = idle_timeout
         self._write = request.write
         self._over = over
         self._ended = False
@@ -52,12 +54,12 @@ class Relay(Protocol):
 
     def connectionMade(self) -> None:
         """Let the client's connection set the pace."""
-        self._idle.start()
+        self._wait(self._idle_timeout)
         self._request.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
         """Write a chunk on."""
-        self._heard()
+        self._wait(self._idle_timeout)
         self.sent += len(data)
         self._write(data)
 
@@ -77,13 +79,13 @@ class Relay(Protocol):
 
     def pauseProducing(self) -> None:
         """The client has enough for now."""
-        self._idle.stop()
+        self._deadline.clear()
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """The client can take more."""
         if not self._ended:
-            self._idle.start()
+            self._wait(self._idle_timeout)
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
@@ -92,14 +94,14 @@ class Relay(Protocol):
             self._end(Ending.CLIENT_LEFT)
             self._response.abort()
 
-    def _upstream_silent(self) -> None:
+    def upstream_silent(self) -> None:
+        """The deadline has expired: give the upstream up."""
         self._end(Ending.UPSTREAM_SILENT)
         self._response.abort()
         self._truncate()
 
     def _end(self, ending: Ending) -> None:
         self._ended = True
-        self._idle.close()
         over, self._over = self._over, _nothing  # who is told refers back to this
         over(ending)
 

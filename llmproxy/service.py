@@ -29,7 +29,7 @@ from llmproxy.exchange import AccessLog
 from llmproxy.http.client import PooledAgent
 from llmproxy.http.native import native
 from llmproxy.http.server import Site
-from llmproxy.idle import SharedClock
+from llmproxy.deadline import SharedClock
 from llmproxy.proxy import Gateway
 from llmproxy.site import Root, build
 from llmproxy.transparent import TransparentClient

@@ -19,14 +19,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llmproxy import errors
+from llmproxy.deadline import Deadline, Scheduled
 from llmproxy.http import rules
 from llmproxy.http.body import BrokenBody, RequestBody, SilentBody
-from llmproxy.http.deadline import Deadline
 from llmproxy.http.fields import Fields, Pair
 from llmproxy.http.request import Request
 from llmproxy.http.rules import Refused
 from llmproxy.http.transports import has_left
-from llmproxy.idle import Scheduled
 
 if TYPE_CHECKING:
     from llmproxy.http.server import Site
@@ -137,7 +136,7 @@ class Channel(Protocol):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """Tell all that was in progress."""
-        self._deadline.cancel()
+        self._deadline.close()
         if self._watching is not None:
             self._watching.cancel()
         if self.reading is Reading.TUNNEL:
@@ -224,7 +223,7 @@ class Channel(Protocol):
     def handOver(self, protocol: Any) -> None:
         """Leave HTTP: what comes from now on goes to another protocol."""
         self.reading = Reading.TUNNEL
-        self._deadline.cancel()
+        self._deadline.close()
         self.requests.clear()
         self._tunnel = protocol
         protocol.makeConnection(self.transport)

@@ -13,7 +13,7 @@ from twisted.web.resource import IResource
 from llmproxy.http.channel import Channel
 from llmproxy.http.limits import DownstreamLimits
 from llmproxy.http.request import Request
-from llmproxy.idle import SharedClock
+from llmproxy.deadline import SharedClock
 
 
 class Site(server.Site):

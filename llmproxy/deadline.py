@@ -1,8 +1,9 @@
-"""Timers that end the wait for a silent peer, cheap enough to be started for every exchange and told of every chunk."""
+"""Times by which a peer must have done something, cheap enough to be set for every message and every chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -15,12 +16,9 @@ class Scheduled(Protocol):
     def cancel(self) -> None:
         """Do not call."""
 
-    def getTime(self) -> float:
-        """When it is to come."""
-
 
 class Clock(Protocol):
-    """What an idle timer needs of a reactor, or of a :class:`SharedClock`."""
+    """What a deadline needs of a reactor, or of a :class:`SharedClock`."""
 
     def seconds(self) -> float:
         """The time."""
@@ -29,51 +27,56 @@ class Clock(Protocol):
         """Call something later."""
 
 
-class IdleTimer:
-    """Calls back once when nothing was heard for a time.
+class Deadline:
+    """Calls back when a time has come that was not moved or cleared before.
 
-    :meth:`touch` only notes the time. The one delayed call looks at the note when it is due, and waits for the rest where
-    something was heard meanwhile: re-arming a delayed call for each chunk would cost more than relaying the chunk.
+    Moving it later, which is what nearly every message and chunk does, only notes the time; the one delayed call looks at the
+    note when it is due. Arming a delayed call for each chunk would cost more than relaying the chunk.
 
-    :param seconds: of silence that are borne.
-    :param expired: called without arguments, when they are over.
+    :param expired: called without arguments.
     """
 
-    def __init__(self, clock: Clock, seconds: float, expired: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, expired: Callable[[], None]) -> None:
         self._clock = clock
         self._now = clock.seconds
-        self._seconds = seconds
         self._expired = expired
-        self._heard = 0.0
+        self._due = inf
         self._call: Scheduled | None = None
+        self._call_due = inf
 
-    def start(self) -> None:
-        """Begin to wait, or begin anew."""
-        self.touch()
-        if self._call is None:
-            self._call = self._clock.callLater(self._seconds, self._look)
+    def set(self, seconds: float) -> None:
+        """Move the time to ``seconds`` from now."""
+        due = self._due = self._now() + seconds
+        if due < self._call_due:
+            if self._call is not None:
+                self._call.cancel()
+            self._call = self._clock.callLater(seconds, self._look)
+            self._call_due = due
 
-    def touch(self) -> None:
-        """Note that the peer was heard just now."""
-        self._heard = self._now()
+    def clear(self) -> None:
+        """Nothing is due; :meth:`set` may follow."""
+        self._due = inf
 
-    def stop(self) -> None:
-        """Wait no more; :meth:`start` may follow."""
+    def close(self) -> None:
+        """Nothing will be due: leave no delayed call behind, and let go of who was to be told."""
+        self._due = inf
+        self._expired = _nothing
         if self._call is not None:
             self._call.cancel()
             self._call = None
 
-    def close(self) -> None:
-        """Wait never again, and let go of who was to be told."""
-        self.stop()
-        self._expired = _nothing
-
     def _look(self) -> None:
         self._call = None
-        left = self._heard + self._seconds - self._now()
+        self._call_due = inf
+        due = self._due
+        if due == inf:
+            return
+        left = due - self._now()
         if left > 0:
             self._call = self._clock.callLater(left, self._look)
+            self._call_due = due
         else:
+            self._due = inf
             self._expired()
 
 
@@ -82,7 +85,7 @@ def _nothing() -> None:
 
 
 class SharedClock:
-    """The clock of all idle timers: ``callLater`` for calls that are nearly always cancelled.
+    """The clock of all deadlines: ``callLater`` for calls that are nearly always cancelled.
 
     A delayed call of the reactor costs about as much as relaying a chunk, and more when it is cancelled. This one has a single
     one of those for all of its own, which are a set: adding and cancelling are cheap, and looking through them is rare.
@@ -147,7 +150,3 @@ class _Call:
     def cancel(self) -> None:
         """Do not call."""
         self._calls.discard(self)
-
-    def getTime(self) -> float:
-        """When it is to come."""
-        return self.due

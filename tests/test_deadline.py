@@ -7,20 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from llmproxy.idle import IdleTimer, Scheduled, SharedClock
+from llmproxy.deadline import Deadline, Scheduled, SharedClock
 from tests.conftest import LoggedFailures
 
 
-class Timer:
-    """An idle timer of 10 seconds, its clock, and when it expired."""
+class Watched:
+    """A deadline, and the times at which it expired."""
 
     def __init__(self, shared: bool) -> None:
         self.clock = Clock()
         self.expired: list[float] = []
         self.shared = SharedClock(self.clock) if shared else None
-        self.idle = IdleTimer(
-            self.shared or self.clock, 10.0, lambda: self.expired.append(self.clock.seconds())
-        )
+        self.deadline = Deadline(self.shared or self.clock, lambda: self.expired.append(self.clock.seconds()))
+
+    def wait(self, seconds: int) -> list[float]:
+        """Let time pass, second by second."""
+        self.clock.pump([1.0] * seconds)
+        return self.expired
 
     def calls(self) -> list[object]:
         """What is left in the reactor once the shared clock has let go of what it does not need."""
@@ -30,84 +33,99 @@ class Timer:
 
 
 @pytest.fixture(params=["a clock of its own", "a shared clock"])
-def timer(request: pytest.FixtureRequest) -> Timer:
-    return Timer(shared=request.param == "a shared clock")
+def watched(request: pytest.FixtureRequest) -> Watched:
+    return Watched(shared=request.param == "a shared clock")
 
 
-def test_it_expires_once_after_the_time(timer: Timer) -> None:
-    timer.idle.start()
-    timer.clock.advance(9.99)
-    assert timer.expired == []
-    timer.clock.pump([0.01, 100, 100])
-    assert timer.expired == [10.0]
-    assert timer.calls() == []
+def test_nothing_is_due_at_first(watched: Watched) -> None:
+    assert watched.wait(100) == []
 
 
-def test_it_does_not_run_before_it_is_started(timer: Timer) -> None:
-    timer.idle.touch()
-    timer.clock.advance(100)
-    assert timer.expired == []
+def test_it_expires_once_and_exactly(watched: Watched) -> None:
+    watched.deadline.set(5)
+    assert watched.wait(4) == []
+    assert watched.wait(100) == [5.0]
 
 
-def test_a_touch_puts_it_off_by_the_whole_time(timer: Timer) -> None:
-    timer.idle.start()
-    timer.clock.advance(6)
-    timer.idle.touch()
-    timer.clock.pump([4, 5.5])
-    assert timer.expired == []
-    timer.clock.advance(0.5)
-    assert timer.expired == [16.0]
+def test_it_can_be_moved_later(watched: Watched) -> None:
+    watched.deadline.set(5)
+    watched.wait(3)
+    watched.deadline.set(5)
+    assert watched.wait(4) == []
+    assert watched.wait(100) == [8.0]
 
 
-def test_many_touches_need_one_delayed_call(timer: Timer) -> None:
-    timer.idle.start()
-    (before,) = timer.calls()
+def test_it_can_be_moved_to_an_earlier_time(watched: Watched) -> None:
+    watched.deadline.set(50)
+    watched.wait(1)
+    watched.deadline.set(5)
+    assert watched.wait(100) == [6.0]
+    assert watched.calls() == []
+
+
+def test_cleared_it_does_not_expire(watched: Watched) -> None:
+    watched.deadline.set(5)
+    watched.deadline.clear()
+    assert watched.wait(100) == []
+
+
+def test_it_can_be_set_again_after_it_was_cleared(watched: Watched) -> None:
+    watched.deadline.set(5)
+    watched.deadline.clear()
+    watched.wait(1)
+    watched.deadline.set(2)
+    assert watched.wait(100) == [3.0]
+
+
+def test_it_can_be_set_again_when_it_has_expired(watched: Watched) -> None:
+    watched.deadline.set(5)
+    watched.wait(10)
+    watched.deadline.set(5)
+    assert watched.wait(100) == [5.0, 15.0]
+
+
+def test_it_can_be_set_by_what_it_calls() -> None:
+    clock = Clock()
+    times: list[float] = []
+
+    def expired() -> None:
+        times.append(clock.seconds())
+        if len(times) < 3:
+            deadline.set(10)
+
+    deadline = Deadline(clock, expired)
+    deadline.set(1)
+    clock.pump([1.0] * 50)
+    assert times == [1.0, 11.0, 21.0]
+
+
+@pytest.mark.parametrize("before", [[], [5.0], [5.0, 3.0]])
+def test_closed_it_leaves_nothing_behind(watched: Watched, before: list[float]) -> None:
+    for seconds in before:
+        watched.deadline.set(seconds)
+    watched.deadline.close()
+    watched.deadline.close()
+    assert watched.calls() == []
+    assert watched.wait(100) == []
+
+
+def test_to_move_it_later_costs_no_delayed_call(watched: Watched) -> None:
     for _ in range(100):
-        timer.clock.advance(0.01)
-        timer.idle.touch()
-    assert timer.calls() == [before]
-
-
-def test_a_second_start_begins_anew(timer: Timer) -> None:
-    timer.idle.start()
-    timer.clock.advance(6)
-    timer.idle.start()
-    assert len(timer.calls()) == 1
-    timer.clock.pump([4, 6])
-    assert timer.expired == [16.0]
-
-
-def test_stopped_it_does_not_expire_and_leaves_nothing_in_the_reactor(timer: Timer) -> None:
-    timer.idle.start()
-    timer.idle.stop()
-    timer.idle.stop()
-    assert timer.calls() == []
-    timer.clock.advance(100)
-    assert timer.expired == []
-
-
-def test_it_can_be_started_after_a_stop_and_after_it_expired(timer: Timer) -> None:
-    timer.idle.start()
-    timer.idle.stop()
-    timer.clock.advance(5)
-    timer.idle.start()
-    timer.clock.advance(10)
-    timer.idle.start()
-    timer.clock.advance(10)
-    assert timer.expired == [15.0, 25.0]
+        watched.deadline.set(5)
+    assert len(watched.calls()) == 1
 
 
 @given(st.lists(st.floats(0.0, 9.99), max_size=20), st.booleans())
-def test_it_expires_exactly_the_time_after_the_last_touch(pauses: list[float], shared: bool) -> None:
-    timer = Timer(shared)
-    timer.idle.start()
+def test_it_expires_exactly_the_time_after_it_was_last_set(pauses: list[float], shared: bool) -> None:
+    watched = Watched(shared)
+    watched.deadline.set(10)
     for pause in pauses:
-        timer.clock.advance(pause)
-        timer.idle.touch()
-    assert timer.expired == []
-    last = timer.clock.seconds()
-    timer.clock.pump([0.5] * 40)
-    (expired,) = timer.expired
+        watched.clock.advance(pause)
+        watched.deadline.set(10)
+    assert watched.expired == []
+    last = watched.clock.seconds()
+    watched.clock.pump([0.5] * 40)
+    (expired,) = watched.expired
     assert last + 10 - 1e-6 <= expired <= last + 10.5 + 1e-6
 
 
@@ -139,7 +157,7 @@ class TestSharedClock:
 
     def test_each_call_comes_at_its_time_whatever_the_order(self, shared: Shared) -> None:
         for name, delay in (("b", 2.0), ("c", 3.0), ("a", 1.0)):
-            assert shared.call(name, delay).getTime() == delay
+            shared.call(name, delay)
         for count in range(4):
             assert shared.called == ["a", "b", "c"][:count]
             shared.below.advance(1)
