@@ -1,26 +1,33 @@
 """Who is asking: the local token that a request carries, matched to a client.
 
-Tokens are compared as SHA-256 digests, each of the same length, by :func:`hmac.compare_digest`: how long a refusal takes
-tells neither how much of a guess was right nor how long the token is. What a client may do is decided elsewhere.
+Tokens are known by their SHA-256 digests only, and looked up by them in a dict: as fast with a thousand clients as with one.
+How long that takes could at most tell how the digest of a guess resembles one that is kept, and that is of no use: a guess that
+is nearer to a token is no nearer to its digest, and a digest does not lead back to a token. What a client may do is decided
+elsewhere.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from hashlib import sha256
-from hmac import compare_digest
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from urllib.parse import unquote_to_bytes
 
 import attrs
 from twisted.web.http_headers import Headers
 
-from llmproxy.config import Client
+from llmproxy.config import Client, Credential, Place, token_digest
 
 # RFC 6750 section 2.1; the scheme is matched in any case (RFC 9110 section 11.1).
 _BEARER = re.compile(rb"bearer +(\S+)", re.IGNORECASE)
 # Browsers can set no header on a WebSocket; OpenAI takes the credential as one of the protocols that are offered.
 # https://platform.openai.com/docs/guides/realtime-websocket
 _BROWSER_TOKEN = b"openai-insecure-api-key."
+# Google's APIs take a key in either of two places, and their clients use both.
+# https://cloud.google.com/docs/authentication/api-keys-use
+_GOOGLE = (b"x-goog-api-key", b"key")
+# Where the token is looked for whatever the upstream.
+_SHARED = ((b"authorization", None), (b"x-api-key", None))
 
 
 @attrs.frozen
@@ -36,21 +43,29 @@ class Caller:
 
 
 class Credentials:
-    """The local tokens, as digests.
+    """The local tokens, by their digests.
 
     :param clients: who may use this proxy.
+    :param now: tells the Unix time in seconds, against which a client's ``expires`` is held.
     """
 
-    def __init__(self, clients: Iterable[Client]) -> None:
-        self._digests = [(client, sha256(client.token).digest()) for client in clients]
+    def __init__(self, clients: Iterable[Client], now: Callable[[], float]) -> None:
+        self._clients = {digest: client for client in clients for digest in client.digests}
+        self._now = now
 
-    def authorize(self, headers: Headers) -> Caller | None:
-        """Find the client of a request from ``Authorization: Bearer``, ``x-api-key`` and, for browsers, a WebSocket protocol.
+    def authorize(
+        self, headers: Headers, credential: Credential | None = None, query: bytes = b""
+    ) -> Caller | None:
+        """Find the client of a request by its token.
 
-        Clients send the token in either, some in both, some twice. Every one that is there must be the same valid token: one
-        good credential beside a bad one is refused, since nobody can say which of the two the sender meant.
+        That is looked for in ``Authorization: Bearer``, in ``x-api-key``, for browsers in a WebSocket protocol, and where the
+        upstream itself wants its key. Clients send it in any of them, some in several, some twice. Every one that is there must
+        be the same valid token: one good credential beside a bad one is refused, since nobody can say which of the two the
+        sender meant.
 
-        :return: the caller, or ``None`` where no valid token was sent.
+        :param credential: how the upstream that is asked wants its key, which is where its own clients put the token.
+        :param query: of the request target, as sent, without its question mark.
+        :return: the caller, or ``None`` where no valid token was sent, or one that has expired.
         """
         presented = {
             match[1] if (match := _BEARER.fullmatch(value.strip())) else b""
@@ -63,15 +78,35 @@ class Credentials:
             for item in value.split(b",")
             if item.strip().startswith(_BROWSER_TOKEN)
         )
+        if credential is not None:
+            header, parameter = _own_places(credential)
+            if header is not None:
+                presented.update(value.strip() for value in headers.getRawHeaders(header, ()))
+            if parameter is not None and query:
+                presented.update(_values_of(parameter, query))
         if len(presented) != 1:
             return None
         token = presented.pop()
-        digest = sha256(token).digest()
-        found = None
-        for (
-            client,
-            expected,
-        ) in self._digests:  # to the end always: where the match stands takes no different time
-            if compare_digest(digest, expected):
-                found = client
-        return None if found is None else Caller(found, token)
+        client = self._clients.get(token_digest(token))
+        if client is None or (client.expires is not None and self._now() >= client.expires.timestamp()):
+            return None
+        return Caller(client, token)
+
+
+@cache
+def _own_places(credential: Credential) -> tuple[bytes | None, bytes | None]:
+    """The header and the query parameter in which an upstream's clients send their key, beside those that all may use."""
+    name = credential.name.encode("ascii")
+    found = {Place.HEADER: (name.lower(), None), Place.QUERY: (None, name), Place.NONE: (None, None)}[
+        credential.place
+    ]
+    if found in _SHARED:
+        return None, None
+    return _GOOGLE if found[0] == _GOOGLE[0] or found[1] == _GOOGLE[1] else found
+
+
+def _values_of(parameter: bytes, query: bytes) -> Iterator[bytes]:
+    for pair in query.split(b"&"):
+        name, _, value = pair.partition(b"=")
+        if unquote_to_bytes(name) == parameter:
+            yield unquote_to_bytes(value)

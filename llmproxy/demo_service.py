@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 
 from llmproxy import demo
-from llmproxy.config import DEFAULT_DRAIN, Client, Config, Upstream
+from llmproxy.config import DEFAULT_DRAIN, Client, Config, Credential, Family, Upstream, token_digest
 from llmproxy.http.native import native
 from llmproxy.service import ProxyService
 from llmproxy.values import BaseURL
@@ -74,10 +74,16 @@ class DemoService(ProxyService):
         anthropic = BaseURL("http", _LOOPBACK, port, "/anthropic")
         return Config(
             upstreams=(
-                Upstream("openai", openai, "Authorization", demo.OPENAI_KEY),
-                Upstream("anthropic", anthropic, "x-api-key", demo.ANTHROPIC_KEY),
+                Upstream("openai", openai, Credential.parse("bearer"), (demo.OPENAI_KEY,), Family.OPENAI),
+                Upstream(
+                    "anthropic",
+                    anthropic,
+                    Credential.parse("x-api-key"),
+                    (demo.ANTHROPIC_KEY,),
+                    Family.ANTHROPIC,
+                ),
             ),
-            clients=(Client("demo", TOKEN.encode("ascii")),),
+            clients=(Client("demo", (token_digest(TOKEN.encode("ascii")),)),),
         )
 
 

@@ -50,7 +50,8 @@ def seal(headers: Headers, upstream: Upstream, local_token: bytes) -> Fields:
         name, is left out: it opens this proxy, and no upstream may learn it.
     """
     kept = _without_word(_without(headers, _NOT_FOR_UPSTREAMS), local_token)
-    sealed = Fields([(b"Host", upstream.base_url.netloc), *kept, upstream.credential_header])
+    key = upstream.credential_header
+    sealed = Fields([(b"Host", upstream.base_url.netloc), *kept, *(() if key is None else (key,))])
     for name, value in upstream.default_headers:
         if not sealed.hasHeader(name):
             sealed.addRawHeader(name, value)

@@ -11,6 +11,7 @@ import gc
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -25,11 +26,11 @@ from twisted.python.failure import Failure
 from llmproxy import __version__
 from llmproxy.config import DEFAULT_DRAIN, Config, ConfigError
 from llmproxy.credentials import Credentials
+from llmproxy.deadline import SharedClock
 from llmproxy.exchange import AccessLog
 from llmproxy.http.client import PooledAgent
 from llmproxy.http.native import native
 from llmproxy.http.server import Site
-from llmproxy.deadline import SharedClock
 from llmproxy.proxy import Gateway
 from llmproxy.site import Root, build
 from llmproxy.transparent import TransparentClient
@@ -146,7 +147,7 @@ class ProxyService(Service):
         }
         self._agent = PooledAgent(self._reactor, config.upstream, ca_files, config.proxy_for)
         gateway = Gateway(
-            credentials=Credentials(config.clients),
+            credentials=Credentials(config.clients, time.time),
             client=TransparentClient(self._agent, self._reactor),
             clock=self._clock,
             timeouts=config.timeouts,

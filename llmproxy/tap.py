@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService
-from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
 from llmproxy import __version__, config, values
@@ -16,12 +16,13 @@ from llmproxy.http import reactor as engine_reactor
 
 
 class Options(usage.Options):
-    """The command line; everything else is set in the environment."""
+    """The command line; everything else is set in the environment, or in a file."""
 
     synopsis = "[options]"
     longdesc = (
-        "A transparent, streaming reverse proxy for LLM APIs. Its settings come from the environment: OPENAI_BASE_URL, "
-        "OPENAI_API_KEY, ANTHROPIC_BASE_URL, ANTHROPIC_API_KEY and PROXY_TOKEN are required. --demo needs none of them."
+        "A transparent, streaming reverse proxy for LLM APIs. Its settings come from the environment: without a file, "
+        "OPENAI_BASE_URL, OPENAI_API_KEY, ANTHROPIC_BASE_URL, ANTHROPIC_API_KEY and PROXY_TOKEN are required. --demo needs "
+        "none of them."
     )
     optFlags = [
         ["demo", None, "Serve a built-in upstream that needs no keys, for a first look."],
@@ -31,17 +32,25 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()
         self.listen: list[str] = []
+        self.file: str | None = None
         self.drain = config.DEFAULT_DRAIN
         self.load: Callable[[], config.Config]
 
     def opt_port(self, port: str) -> None:
         """Where to listen: a number, for all interfaces, or a Twisted endpoint. May be given again. [default: 33000]."""
         try:
-            self.listen.append(_endpoint(port))
+            self.listen.append(values.parse_listener(port))
         except ValueError as problem:
             raise usage.UsageError(f"--port {problem}") from None
 
     opt_p = opt_port
+
+    def opt_config(self, file: str) -> None:
+        """The configuration file. [default: the one that LLMPROXY_CONFIG names, if any]."""
+        # A daemon changes its directory, and reads the file again on a reload.
+        self.file = str(Path(file).absolute())
+
+    opt_c = opt_config
 
     def opt_drain(self, seconds: str) -> None:
         """Seconds that requests in flight have to end when the proxy is stopped. [default: 30]."""
@@ -57,12 +66,16 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Read the whole configuration now: what is wrong with it must show before anything daemonizes."""
-        self.load = lambda: config.load(os.environ)
+        if self["demo"] and self.file is not None:
+            raise usage.UsageError("--demo serves a configuration of its own; it takes no --config.")
+        if self.file is None and os.environ.get(config.FILE_VARIABLE, "").strip():
+            self.opt_config(os.environ[config.FILE_VARIABLE].strip())
+        self.load = lambda: config.load(os.environ, self.file)
         try:
-            port = config.load_port(os.environ) if self["demo"] else self.load().port
+            listen = [f"tcp:{config.load_port(os.environ)}"] if self["demo"] else self.load().listen
         except config.ConfigError as error:
             raise usage.UsageError(str(error)) from None
-        self.listen = self.listen or [f"tcp:{port}"]
+        self.listen = self.listen or list(listen)
         engine_reactor.install()
 
 
@@ -78,14 +91,3 @@ def makeService(options: Options) -> IService:
     if options["demo"]:
         return DemoService(made, options.listen, options.drain)
     return ProxyService(made, options.listen, options.load, options.drain, bool(options["access-log"]))
-
-
-def _endpoint(port: str) -> str:
-    """The endpoint description for a value of --port."""
-    if ":" not in port:
-        return f"tcp:{values.parse_port(port)}"
-    try:
-        serverFromString(None, port)  # parses, and reads the certificates of ssl:, without binding
-    except Exception as error:
-        raise ValueError(f"is not an endpoint that can be used: {port} ({error}).") from None
-    return port

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
+from twisted.internet.endpoints import serverFromString
 
 # What can stand in a header value as one word: a token or key with anything else in it was pasted wrongly.
 _WORD = re.compile(r"[\x21-\x7e]+")
@@ -70,6 +71,17 @@ def parse_port(text: str) -> int:
     if not 1 <= int(text) <= 65535:
         raise ValueError(f"is out of range: {text} (a port is 1 to 65535).")
     return int(text)
+
+
+def parse_listener(text: str) -> str:
+    """Read where to listen: a port, for all interfaces, or a Twisted endpoint description, which is what is returned."""
+    if ":" not in text:
+        return f"tcp:{parse_port(text)}"
+    try:
+        serverFromString(None, text)  # parses, and reads the certificates of ssl:, without binding
+    except Exception as error:
+        raise ValueError(f"is not an endpoint that can be used: {text} ({error}).") from None
+    return text
 
 
 def parse_base_url(text: str) -> BaseURL:

@@ -25,7 +25,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer
 from zope.interface import implementer
 
-from llmproxy.config import Client, Config, Timeouts, Upstream
+from llmproxy.config import Client, Config, Credential, Family, Timeouts, Upstream, token_digest
 from llmproxy.credentials import Credentials
 from llmproxy.exchange import Exchange, Observer
 from llmproxy.http.fields import Fields, OutgoingFields
@@ -48,18 +48,35 @@ ENVIRON = {
     "PROXY_TOKEN": TOKEN.decode("ascii"),
 }
 
-OPENAI = Upstream("openai", BaseURL("https", "openai.example", 443, ""), "Authorization", OPENAI_KEY)
+TIMEOUTS = Timeouts(first_byte=100.0, idle=50.0)
+OPENAI = Upstream(
+    "openai",
+    BaseURL("https", "openai.example", 443, ""),
+    Credential.parse("bearer"),
+    (OPENAI_KEY,),
+    Family.OPENAI,
+    timeouts=TIMEOUTS,
+)
 ANTHROPIC = Upstream(
     "anthropic",
     BaseURL("https", "anthropic.example", 443, "/base"),
-    "x-api-key",
-    ANTHROPIC_KEY,
+    Credential.parse("x-api-key"),
+    (ANTHROPIC_KEY,),
+    Family.ANTHROPIC,
     ((b"anthropic-version", b"2023-06-01"),),
+    timeouts=TIMEOUTS,
 )
+
+
+def client_with(*tokens: bytes, name: str = "default", **rights: Any) -> Client:
+    """A client with some tokens, and the rights that are given."""
+    return Client(name, tuple(token_digest(token) for token in tokens), **rights)
+
+
 CONFIG = Config(
     upstreams=(OPENAI, ANTHROPIC),
-    clients=(Client("default", TOKEN),),
-    timeouts=Timeouts(first_byte=100.0, idle=50.0),
+    clients=(client_with(TOKEN),),
+    timeouts=TIMEOUTS,
 )
 
 BEARER = (b"Authorization", b"Bearer " + TOKEN)
@@ -465,7 +482,7 @@ class Proxy:
         self.agent = ScriptedAgent(self.clock)
         self.exchanges: list[Exchange] = []
         gateway = Gateway(
-            credentials=Credentials(config.clients),
+            credentials=Credentials(config.clients, self.clock.seconds),
             client=TransparentClient(self.agent, self.clock),
             clock=self.clock,
             timeouts=config.timeouts,

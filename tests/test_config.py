@@ -7,9 +7,11 @@ import pytest
 import trustme
 
 from llmproxy.config import (
+    DEFAULT_MAX_RESENT_BODY,
     DEFAULT_PORT,
-    Client,
     ConfigError,
+    Credential,
+    Family,
     Timeouts,
     Upstream,
     load,
@@ -17,7 +19,7 @@ from llmproxy.config import (
 )
 from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
 from llmproxy.values import BaseURL
-from tests.support import ANTHROPIC_KEY, CONFIG, ENVIRON, OPENAI_KEY, TOKEN
+from tests.support import ANTHROPIC_KEY, CONFIG, ENVIRON, OPENAI_KEY, TOKEN, client_with
 
 REQUIRED = ["OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "PROXY_TOKEN"]
 SECRETS = ["OPENAI_API_KEY", "ANTHROPIC_API_KEY", "PROXY_TOKEN"]
@@ -39,13 +41,22 @@ def test_the_five_required_settings_are_enough() -> None:
     config = load(ENVIRON)
     openai, anthropic = config.upstreams
     assert openai == Upstream(
-        "openai", BaseURL("https", "openai.example", 443, ""), "Authorization", OPENAI_KEY
+        "openai",
+        BaseURL("https", "openai.example", 443, ""),
+        Credential.parse("bearer"),
+        (OPENAI_KEY,),
+        Family.OPENAI,
     )
     assert anthropic == Upstream(
-        "anthropic", BaseURL("https", "anthropic.example", 443, "/base"), "x-api-key", ANTHROPIC_KEY
+        "anthropic",
+        BaseURL("https", "anthropic.example", 443, "/base"),
+        Credential.parse("x-api-key"),
+        (ANTHROPIC_KEY,),
+        Family.ANTHROPIC,
     )
-    assert config.clients == (Client("default", TOKEN),)
-    assert config.port == DEFAULT_PORT == 33000
+    assert config.clients == (client_with(TOKEN),)
+    assert config.listen == (f"tcp:{DEFAULT_PORT}",) == ("tcp:33000",)
+    assert (config.cors_origins, config.max_resent_body) == ((), DEFAULT_MAX_RESENT_BODY)
     assert config.timeouts == Timeouts(first_byte=600.0, idle=600.0)
     assert config.downstream == DownstreamLimits()
     assert config.upstream == UpstreamLimits()
@@ -63,7 +74,7 @@ def test_optional_settings_are_used(tmp_path: Path) -> None:
             "OPENAI_CA_FILE": str(ca_file),
         }
     )
-    assert config.port == 8080
+    assert config.listen == ("tcp:8080",)
     openai, anthropic = config.upstreams
     assert openai.default_headers == ()
     assert anthropic.default_headers == ((b"anthropic-version", b"2023-06-01"),)
@@ -99,7 +110,11 @@ def test_each_number_changes_what_it_names_and_nothing_else(name: str) -> None:
     after = load({**ENVIRON, name: "7"})
     assert getattr(getattr(before, group), field) == default
     changed = attrs.evolve(getattr(before, group), **{field: 7})
-    assert after == attrs.evolve(before, **{group: changed})
+    expected = attrs.evolve(before, **{group: changed})
+    # The limits and timeouts of upstreams are those of each, too.
+    own = {"upstream": {"limits": changed}, "timeouts": {"timeouts": changed}}.get(group, {})
+    upstreams = tuple(attrs.evolve(upstream, **own) for upstream in before.upstreams)
+    assert after == attrs.evolve(expected, upstreams=upstreams)
 
 
 @pytest.mark.parametrize("name", SECONDS)
@@ -322,3 +337,16 @@ def test_the_key_goes_into_the_header_that_its_upstream_reads() -> None:
     openai, anthropic = load(ENVIRON).upstreams
     assert openai.credential_header == (b"Authorization", b"Bearer sk-openai-real")
     assert anthropic.credential_header == (b"x-api-key", b"sk-ant-real")
+
+
+@pytest.mark.parametrize(("credential", "keys"), [("bearer", ()), ("query:key", (OPENAI_KEY,)), ("none", ())])
+def test_no_header_carries_a_key_where_there_is_none_or_it_goes_elsewhere(
+    credential: str, keys: tuple[str, ...]
+) -> None:
+    upstream = Upstream("x", BaseURL("http", "host", 80, ""), Credential.parse(credential), keys)
+    assert upstream.credential_header is None
+
+
+def test_an_unencrypted_upstream_without_a_key_is_not_warned_of() -> None:
+    upstream = Upstream("x", BaseURL("http", "host", 80, ""), Credential.parse("none"))
+    assert attrs.evolve(CONFIG, upstreams=(upstream,)).warnings() == []

@@ -57,7 +57,10 @@ def test_the_keys_are_those_of_the_demo_and_not_of_the_environment(monkeypatch: 
     made = Demo()
     made.start()
     config = made.service._config
-    assert [upstream.key for upstream in config.upstreams] == [demo.OPENAI_KEY, demo.ANTHROPIC_KEY]
+    assert [upstream.keys for upstream in config.upstreams] == [
+        (demo.OPENAI_KEY,),
+        (demo.ANTHROPIC_KEY,),
+    ]
     assert [upstream.base_url.path for upstream in config.upstreams] == ["/openai", "/anthropic"]
     assert config.warnings() == []
 

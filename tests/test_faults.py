@@ -4,6 +4,7 @@ import errno
 import os
 import ssl
 
+import attrs
 import pytest
 from OpenSSL import SSL
 from service_identity import VerificationError
@@ -19,11 +20,10 @@ from twisted.web.client import (
 from twisted.web.http import _DataLoss
 
 from llmproxy import errors, faults
-from llmproxy.config import Upstream
 from llmproxy.http.body import BrokenBody, SilentBody
 from llmproxy.http.response import MalformedResponse
 from llmproxy.values import BaseURL
-from tests.support import OPENAI, OPENAI_KEY
+from tests.support import OPENAI
 
 Table = list[tuple[BaseException, errors.Problem, str]]
 
@@ -201,7 +201,7 @@ def test_leave_to_retry_is_given_only_where_the_upstream_may_have_acted_on_the_r
 
 
 def test_the_port_of_an_upstream_is_told_where_it_is_not_the_usual_one() -> None:
-    upstream = Upstream("openai", BaseURL("http", "::1", 8080, ""), "Authorization", OPENAI_KEY)
+    upstream = attrs.evolve(OPENAI, base_url=BaseURL("http", "::1", 8080, ""))
     explained = faults.explain(upstream, Failure(error.ConnectionRefusedError()))
     assert explained == (errors.BAD_GATEWAY, "The upstream openai ([::1]:8080) refused the connection.")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -237,3 +238,9 @@ class TestWebSocketHandshake:
     def test_a_header_that_offered_the_token_alone_goes(self, before: list[bytes]) -> None:
         # RFC 6455 section 11.3.4: the header holds one protocol or more.
         assert self.protocols(*before, b"openai-insecure-api-key." + TOKEN) == before
+
+
+def test_an_upstream_that_wants_no_key_is_sent_no_credential() -> None:
+    keyless = attrs.evolve(OPENAI, keys=())
+    sent = Fields([(b"Authorization", b"Bearer " + TOKEN)])
+    assert pairs(seal(sent, keyless, TOKEN)) == [(b"host", b"openai.example")]

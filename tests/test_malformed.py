@@ -58,7 +58,7 @@ class Refusing:
         clock = Clock()
         self.agent = TakingAgent()
         client = TransparentClient(self.agent, clock)
-        gateway = Gateway(Credentials(CONFIG.clients), client, clock, CONFIG.timeouts)
+        gateway = Gateway(Credentials(CONFIG.clients, clock.seconds), client, clock, CONFIG.timeouts)
         self.client = Connection(Site(build(CONFIG, gateway), clock), clock)
         with log_lines() as self.log:
             self.client.send(*pieces)

@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 
 from llmproxy import __version__
-from llmproxy.config import Client, Config, ConfigError, Upstream
+from llmproxy.config import Config, ConfigError
 from llmproxy.http.limits import DownstreamLimits
 from llmproxy.service import CannotListen, ProxyService, _describe
 from llmproxy.values import BaseURL
@@ -23,11 +23,13 @@ from tests.support import (
     ANTHROPIC_KEY,
     BEARER,
     CONFIG,
+    OPENAI,
     OPENAI_KEY,
     TOKEN,
     ClientConnection,
     Peer,
     Wire,
+    client_with,
     connect,
     log_lines,
 )
@@ -111,9 +113,7 @@ def accept(running: Running) -> Peer:
 
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-PLAIN = attrs.evolve(
-    CONFIG, upstreams=(Upstream("openai", BaseURL("http", "127.0.0.1", 1, ""), "Authorization", OPENAI_KEY),)
-)
+PLAIN = attrs.evolve(CONFIG, upstreams=(attrs.evolve(OPENAI, base_url=BaseURL("http", "127.0.0.1", 1, "")),))
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +170,7 @@ class TestStart:
             assert secret not in "\n".join(lines)
 
     def test_what_is_probably_not_meant_is_warned_of(self) -> None:
-        config = attrs.evolve(CONFIG, clients=(Client("default", b"short"),))
+        config = attrs.evolve(CONFIG, noticed=("It can be guessed.",))
         lines = Running(config=config).start()
         assert [line for line in lines if "can be guessed" in line] == config.warnings()
 
@@ -353,7 +353,7 @@ class TestReload:
     def test_new_requests_see_the_new_configuration(self) -> None:
         running = Running()
         running.start()
-        running.config = attrs.evolve(CONFIG, clients=(Client("default", NEW_TOKEN),))
+        running.config = attrs.evolve(CONFIG, clients=(client_with(NEW_TOKEN),))
         assert running.reload() == ["Reloaded the configuration"]
         assert running.ask(b"/openai/v1/x", TOKEN) == 401
         assert running.ask(b"/openai/v1/x", NEW_TOKEN) == 0  # on its way to the upstream
@@ -365,7 +365,7 @@ class TestReload:
         client.ask(b"/openai/v1/x", headers=[(b"x-api-key", NEW_TOKEN)])
         assert client.response().status == 401
         before = len(client.received)
-        running.config = attrs.evolve(CONFIG, clients=(Client("default", NEW_TOKEN),))
+        running.config = attrs.evolve(CONFIG, clients=(client_with(NEW_TOKEN),))
         running.reload()
         client.ask(b"/openai/v1/x", headers=[(b"x-api-key", NEW_TOKEN)])
         assert len(client.received) == before
@@ -376,7 +376,7 @@ class TestReload:
         client = running.connect()
         client.ask(b"/openai/v1/x", headers=[(b"x-api-key", TOKEN)])
         upstream = accept(running)
-        running.config = attrs.evolve(CONFIG, clients=(Client("default", NEW_TOKEN),))
+        running.config = attrs.evolve(CONFIG, clients=(client_with(NEW_TOKEN),))
         running.reload()
         upstream.send(ANSWER)
         assert client.response().body == b"hello"
@@ -403,7 +403,7 @@ class TestReload:
     def test_what_is_probably_not_meant_is_warned_of_again(self) -> None:
         running = Running()
         running.start()
-        running.config = attrs.evolve(CONFIG, clients=(Client("default", b"short"),))
+        running.config = attrs.evolve(CONFIG, noticed=("It can be guessed.",))
         assert any("can be guessed" in line for line in running.reload())
 
 
@@ -442,7 +442,7 @@ class TestSignals:
         running = Running()
         running.start()
         running.reactor.run()
-        running.config = attrs.evolve(CONFIG, clients=(Client("default", NEW_TOKEN),))
+        running.config = attrs.evolve(CONFIG, clients=(client_with(NEW_TOKEN),))
         signals[signal.SIGHUP](signal.SIGHUP, None)
         assert running.ask(b"/openai/v1/x", NEW_TOKEN) == 401
         with log_lines() as lines:

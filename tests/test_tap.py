@@ -14,7 +14,7 @@ from llmproxy.demo_service import DemoService
 from llmproxy.http import reactor as engine_reactor
 from llmproxy.service import ProxyService
 from llmproxy.tap import Options, makeService
-from tests.support import ENVIRON, OPENAI_KEY, TOKEN
+from tests.support import ENVIRON, OPENAI_KEY, TOKEN, client_with
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,7 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         "ANTHROPIC_API_KEY_FILE",
         "PROXY_TOKEN_FILE",
         "ANTHROPIC_VERSION",
+        "LLMPROXY_CONFIG",
     ):
         monkeypatch.delenv(name, raising=False)
     for name, value in ENVIRON.items():
@@ -178,8 +179,58 @@ def test_version_is_the_proxys_own(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_help_names_the_options_and_what_is_required() -> None:
     text = " ".join(str(Options()).split())
-    for word in ("--port", "--demo", "--drain", "--access-log", "--version", *ENVIRON):
+    for word in ("--port", "--demo", "--drain", "--access-log", "--config", "--version", *ENVIRON):
         assert word in text
+
+
+class TestFile:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        file = tmp_path / "llmproxy.toml"
+        file.write_text('listen = [8081, "tcp:8082:interface=127.0.0.1"]')
+        return file
+
+    def test_its_listeners_are_used_where_no_port_is_given(self, file: Path) -> None:
+        assert parse("--config", str(file)).listen == ["tcp:8081", "tcp:8082:interface=127.0.0.1"]
+        assert parse("-c", str(file), "--port", "80").listen == ["tcp:80"]
+
+    def test_the_environment_can_name_it(self, file: Path, environ: pytest.MonkeyPatch) -> None:
+        environ.setenv("LLMPROXY_CONFIG", str(file))
+        assert parse().listen[0] == "tcp:8081"
+        with pytest.raises(UsageError, match=r"absent\.toml cannot be read"):
+            parse("--config", str(file.with_name("absent.toml")))
+
+    @pytest.mark.parametrize("by", ["option", "environment"])
+    def test_it_is_found_again_from_another_directory(
+        self, file: Path, environ: pytest.MonkeyPatch, by: str
+    ) -> None:
+        environ.chdir(file.parent)
+        if by == "environment":
+            environ.setenv("LLMPROXY_CONFIG", file.name)
+        options = parse(*(("--config", file.name) if by == "option" else ()))
+        environ.chdir("/")
+        assert options.load().listen[0] == "tcp:8081"
+
+    def test_it_is_read_again_on_each_load_as_is_the_environment(
+        self, file: Path, environ: pytest.MonkeyPatch
+    ) -> None:
+        options = parse("--config", str(file))
+        file.write_text("max_resent_body = 5")
+        environ.setenv("PROXY_TOKEN", "a-new-token-of-the-team")
+        again = options.load()
+        assert (again.max_resent_body, again.clients) == (5, (client_with(b"a-new-token-of-the-team"),))
+
+    def test_a_wrong_one_is_refused(self, file: Path, installed: list[bool]) -> None:
+        file.write_text("listen = [0]\ncolour = 1\n")
+        with pytest.raises(UsageError, match=r"listen\[0\] is out of range(.|\n)*colour: unknown key"):
+            parse("--config", str(file))
+        assert installed == []
+
+    def test_the_demo_takes_none(self, file: Path, environ: pytest.MonkeyPatch) -> None:
+        with pytest.raises(UsageError, match="--demo"):
+            parse("--demo", "--config", str(file))
+        environ.setenv("LLMPROXY_CONFIG", "/nowhere")
+        assert parse("--demo").listen == ["tcp:33000"]
 
 
 class TestDemo:
@@ -235,7 +286,7 @@ def test_a_reload_reads_the_environment_and_its_files_anew(
     environ.setenv("PROXY_TOKEN_FILE", str(file))
     options = parse()
     file.write_text("a-new-token-of-the-team")
-    assert options.load().clients[0].token == b"a-new-token-of-the-team"
+    assert options.load().clients == (client_with(b"a-new-token-of-the-team"),)
 
 
 def test_the_options_show_no_secret() -> None:

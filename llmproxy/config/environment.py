@@ -1,21 +1,24 @@
 """The configuration from the environment: the one place that knows the names of environment variables.
 
-:func:`load` takes a mapping and reads all of it before it complains, so that one message names everything that is missing or
-malformed. No error shows a secret.
+All of it is read before anything is complained about, so that one message names everything that is missing or malformed. No
+message shows a secret.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from llmproxy import values
-from llmproxy.config.model import DEFAULT_PORT, Client, Config, ConfigError, Timeouts, Upstream
-from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
+from llmproxy.config.model import DEFAULT_PORT, Client, ConfigError, token_digest
+from llmproxy.config.partial import Partial, PartialUpstream
+from llmproxy.config.problems import Problems, Where
 
 _T = TypeVar("_T")
+_Parse = Callable[[str], Any]
 
-# The variables that set the fields of each class, and how their text is read.
+# The variables that set the fields of each value, and how their text is read. But for its prefix, each has the name of the key
+# of the file for which it stands.
 _TIMEOUTS = {
     "UPSTREAM_FIRST_BYTE_TIMEOUT": ("first_byte", values.parse_seconds),
     "UPSTREAM_IDLE_TIMEOUT": ("idle", values.parse_seconds),
@@ -35,44 +38,70 @@ _DOWNSTREAM = {
     "CLIENT_MAX_CONNECTIONS": ("connections", values.parse_count),
     "CLIENT_MAX_CONNECTIONS_PER_ADDRESS": ("connections_per_address", values.parse_count),
 }
+# The tables of the file for which they stand.
+_TABLES = {"UPSTREAM": "defaults", "CLIENT": "limits"}
+
+_SHORT_TOKEN = 16  # characters
+_SHORT = f"The token of client 'default' has fewer than {_SHORT_TOKEN} characters; it can be guessed."
 
 
-def load(environ: Mapping[str, str]) -> Config:
-    """Read the whole configuration.
+def read(environ: Mapping[str, str], problems: Problems, alone: bool) -> Partial:
+    """Read what the environment says.
 
-    :param environ: names and values, usually ``os.environ``. A secret ``NAME`` may come from the file that ``NAME_FILE`` names.
-    :raise ConfigError: naming every setting that is missing or malformed.
+    :param environ: names and values. A secret ``NAME`` may come from the file that ``NAME_FILE`` names.
+    :param problems: what is malformed is added; and what is missing, where the environment is alone.
+    :param alone: there is no configuration file, so that the five settings without which nothing works are required.
     """
-    read = _Reader(environ)
-    openai_url = read.required("OPENAI_BASE_URL", values.parse_base_url)
-    openai_key = read.secret("OPENAI_API_KEY")
-    anthropic_url = read.required("ANTHROPIC_BASE_URL", values.parse_base_url)
-    anthropic_key = read.secret("ANTHROPIC_API_KEY")
-    token = read.secret("PROXY_TOKEN")
-    version = read.optional("ANTHROPIC_VERSION", values.parse_word, None)
-    port = read.optional("PORT", values.parse_port, DEFAULT_PORT)
-    openai_ca = read.optional("OPENAI_CA_FILE", values.parse_ca_file, None)
-    anthropic_ca = read.optional("ANTHROPIC_CA_FILE", values.parse_ca_file, None)
-    https_proxy = read.customary("https_proxy", values.parse_proxy)
-    no_proxy = read.customary("no_proxy", str)
-    timeouts = read.all_of(Timeouts, _TIMEOUTS)
-    downstream = read.all_of(DownstreamLimits, _DOWNSTREAM)
-    upstream = read.all_of(UpstreamLimits, _UPSTREAM)
-    if read.problems or openai_url is None or anthropic_url is None:
-        raise ConfigError(read.problems)
-    default_headers = () if version is None else ((b"anthropic-version", version.encode("ascii")),)
-    return Config(
-        upstreams=(
-            Upstream("openai", openai_url, "Authorization", openai_key, ca_file=openai_ca),
-            Upstream("anthropic", anthropic_url, "x-api-key", anthropic_key, default_headers, anthropic_ca),
+    read = _Reader(environ, problems)
+    openai = ("upstreams", "openai")
+    anthropic = ("upstreams", "anthropic")
+    openai_url = read.setting("OPENAI_BASE_URL", values.parse_base_url, (*openai, "base_url"), alone)
+    openai_key = read.secret("OPENAI_API_KEY", [(*openai, "api_key_env"), (*openai, "api_key_file")], alone)
+    anthropic_url = read.setting("ANTHROPIC_BASE_URL", values.parse_base_url, (*anthropic, "base_url"), alone)
+    anthropic_key = read.secret(
+        "ANTHROPIC_API_KEY", [(*anthropic, "api_key_env"), (*anthropic, "api_key_file")], alone
+    )
+    token = read.secret("PROXY_TOKEN", [("clients", "default", "token_sha256")], alone)
+    version = read.setting(
+        "ANTHROPIC_VERSION", values.parse_word, (*anthropic, "headers", "anthropic-version")
+    )
+    port = read.setting("PORT", values.parse_port, ("listen",))
+    openai_ca = read.setting("OPENAI_CA_FILE", values.parse_ca_file, (*openai, "ca_file"))
+    anthropic_ca = read.setting("ANTHROPIC_CA_FILE", values.parse_ca_file, (*anthropic, "ca_file"))
+    others = {
+        "listen": None if port is None else (f"tcp:{port}",),
+        "https_proxy": read.customary("https_proxy", values.parse_proxy),
+        "no_proxy": read.customary("no_proxy", str),
+    }
+    timeouts = read.group(_TIMEOUTS)
+    downstream = read.group(_DOWNSTREAM)
+    limits = read.group(_UPSTREAM)
+    headers = () if version is None else ((b"anthropic-version", version.encode("ascii")),)
+    upstreams = {
+        "openai": PartialUpstream(
+            openai_url,
+            keys=_some(openai_key),
+            ca_file=openai_ca,
+            enough=read.has("OPENAI_BASE_URL", "OPENAI_API_KEY"),
         ),
-        clients=(Client("default", token.encode("ascii")),),
-        port=port,
+        "anthropic": PartialUpstream(
+            anthropic_url,
+            keys=_some(anthropic_key),
+            default_headers=headers,
+            ca_file=anthropic_ca,
+            enough=read.has("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+        ),
+    }
+    digests = tuple(token_digest(text.encode("ascii")) for text in _some(token))
+    return Partial(
+        upstreams=upstreams,
+        clients={"default": Client("default", digests)} if read.has("PROXY_TOKEN") else {},
         timeouts=timeouts,
+        limits=limits,
         downstream=downstream,
-        upstream=upstream,
-        https_proxy=https_proxy,
-        no_proxy=no_proxy or "",
+        others={field: value for field, value in others.items() if value is not None},
+        noticed=(_SHORT,) if token is not None and len(token) < _SHORT_TOKEN else (),
+        variables=read.places,
     )
 
 
@@ -81,62 +110,82 @@ def load_port(environ: Mapping[str, str]) -> int:
 
     :raise ConfigError: where ``PORT`` is malformed.
     """
-    read = _Reader(environ)
-    port = read.optional("PORT", values.parse_port, DEFAULT_PORT)
-    if read.problems:
-        raise ConfigError(read.problems)
-    return port
+    problems = Problems()
+    port = _Reader(environ, problems).setting("PORT", values.parse_port, ("listen",))
+    if problems.sentences:
+        raise ConfigError(problems.sentences)
+    return DEFAULT_PORT if port is None else port
+
+
+def _some(text: str | None) -> tuple[str, ...]:
+    return () if text is None else (text,)
 
 
 class _Reader:
-    """Reads settings one by one and gathers what is wrong with them."""
+    """Reads settings one by one, and gathers what is wrong with them.
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    :ivar places: for each variable that is set, the keys of the file for which it stands.
+    """
+
+    def __init__(self, environ: Mapping[str, str], problems: Problems) -> None:
         self._environ = environ
-        self.problems: list[str] = []
+        self._problems = problems
+        self.places: dict[str, tuple[Where, ...]] = {}
 
-    def required(self, name: str, parse: Callable[[str], _T]) -> _T | None:
-        """A setting without which nothing works; ``None`` only after a problem was noted."""
-        if name not in self._environ:
-            self.problems.append(f"{name} is not set.")
-            return None
-        return self._parsed(name, self._environ[name], parse, None)
+    def has(self, *names: str) -> bool:
+        """Tell whether one of some settings is there, be it malformed."""
+        return any(name in self.places or f"{name}_FILE" in self.places for name in names)
 
-    def optional(self, name: str, parse: Callable[[str], _T], default: _T) -> _T:
-        """A setting that may be absent, but not empty."""
-        return self._parsed(name, self._environ[name], parse, default) if name in self._environ else default
+    def setting(
+        self, name: str, parse: Callable[[str], _T], place: Where, required: bool = False
+    ) -> _T | None:
+        """A setting that may be absent, unless it is required, but not empty; ``None`` too after a problem was noted."""
+        if name in self._environ:
+            return self._parsed(name, parse, [place])
+        if required:
+            self._problems.say(f"{name} is not set.", place)
+        return None
 
     def customary(self, name: str, parse: Callable[[str], _T]) -> _T | None:
         """A setting that other programs share: by custom in either case, lower case first, and none where it is empty."""
         for spelled in (name, name.upper()):
             if self._environ.get(spelled, "").strip():
-                return self._parsed(spelled, self._environ[spelled], parse, None)
+                return self._parsed(spelled, parse, [(name,)])
         return None
 
-    def all_of(self, kind: Callable[..., _T], names: Mapping[str, tuple[str, Callable[[str], Any]]]) -> _T:
-        """A group of settings: its own defaults, but for those that are set."""
-        found = {field: self.optional(name, parse, None) for name, (field, parse) in names.items()}
-        return kind(**{field: value for field, value in found.items() if value is not None})
+    def group(self, names: Mapping[str, tuple[str, _Parse]]) -> dict[str, Any]:
+        """The fields of a value that are set."""
+        found = {field: self.setting(name, parse, _place(name)) for name, (field, parse) in names.items()}
+        return {field: value for field, value in found.items() if value is not None}
 
-    def secret(self, name: str) -> str:
-        """A required secret, from ``name`` or from the file that ``name_FILE`` names; empty only after a problem."""
+    def secret(self, name: str, places: Sequence[Where], required: bool) -> str | None:
+        """A secret, from ``name`` or from the file that ``name_FILE`` names."""
         from_file = f"{name}_FILE"
         if name in self._environ and from_file in self._environ:
-            self.problems.append(f"{name} and {from_file} are both set; keep one.")
+            self.places[name] = ()
+            self._problems.say(f"{name} and {from_file} are both set; keep one.", *places)
         elif from_file in self._environ:
-            return self._parsed(from_file, self._environ[from_file], values.read_secret_file, "")
+            return self._parsed(from_file, values.read_secret_file, places)
         elif name in self._environ:
-            return self._parsed(name, self._environ[name], values.parse_word, "")
-        else:
-            self.problems.append(f"{name} is not set (nor is {from_file}).")
-        return ""
+            return self._parsed(name, values.parse_word, places)
+        elif required:
+            self._problems.say(f"{name} is not set (nor is {from_file}).", *places)
+        return None
 
-    def _parsed(self, name: str, text: str, parse: Callable[[str], _T], default: _T) -> _T:
-        if not text.strip():
-            self.problems.append(f"{name} is empty.")
-            return default
+    def _parsed(self, name: str, parse: Callable[[str], _T], places: Sequence[Where]) -> _T | None:
+        self.places[name] = tuple(places)
+        text = self._environ[name].strip()
+        if not text:
+            self._problems.say(f"{name} is empty.", *places)
+            return None
         try:
-            return parse(text.strip())
+            return parse(text)
         except ValueError as problem:
-            self.problems.append(f"{name} {problem}")
-            return default
+            self._problems.say(f"{name} {problem}", *places)
+            return None
+
+
+def _place(name: str) -> Where:
+    """The key of the file for which a variable stands that has its name."""
+    prefix, _, key = name.partition("_")
+    return _TABLES[prefix], key.lower()

@@ -5,20 +5,23 @@ They are made by the readers of this package, and change nothing by themselves. 
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import cached_property
+from hashlib import sha256
+from ipaddress import IPv4Network, IPv6Network
 from urllib.parse import SplitResult
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 import attrs
 
 from llmproxy import values
+from llmproxy.config.credential import Credential, Family, Place
 from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
 from llmproxy.values import BaseURL
 
 DEFAULT_PORT = 33000
 DEFAULT_DRAIN = 30.0  # seconds that requests in flight have to end when the service stops
-
-_SHORT_TOKEN = 16  # characters
+DEFAULT_MAX_RESENT_BODY = 1024 * 1024  # bytes
 
 
 class ConfigError(ValueError):
@@ -35,38 +38,6 @@ class ConfigError(ValueError):
 
 
 @attrs.frozen
-class Upstream:
-    """A provider's API, and how this proxy answers for its clients there.
-
-    :ivar name: the prefix under which clients find it, without slashes.
-    :ivar key_header: the header that carries the key: ``Authorization`` (as a bearer token) or ``x-api-key``.
-    :ivar default_headers: names and values that are added where a client sent none of that name.
-    :ivar ca_file: certificates to trust in the place of the platform's.
-    """
-
-    name: str
-    base_url: BaseURL
-    key_header: str
-    key: str = attrs.field(repr=False)
-    default_headers: tuple[tuple[bytes, bytes], ...] = ()
-    ca_file: str | None = None
-
-    @cached_property
-    def credential_header(self) -> tuple[bytes, bytes]:
-        """The name and value of the header that carries the key."""
-        value = f"Bearer {self.key}" if self.key_header == "Authorization" else self.key
-        return self.key_header.encode("ascii"), value.encode("ascii")
-
-
-@attrs.frozen
-class Client:
-    """A holder of a local token."""
-
-    name: str
-    token: bytes = attrs.field(repr=False)
-
-
-@attrs.frozen
 class Timeouts:
     """How long a silent upstream is waited for once a connection is up, in seconds.
 
@@ -79,17 +50,87 @@ class Timeouts:
 
 
 @attrs.frozen
+class Upstream:
+    """A provider's API, and how this proxy answers for its clients there.
+
+    :ivar name: the prefix under which clients find it, without slashes.
+    :ivar credential: where in a request it wants its key.
+    :ivar keys: those that it may be given, each one word of ASCII; none for an upstream that wants none.
+    :ivar family: what the usage in its answers looks like.
+    :ivar default_headers: names and values that are added where a client sent none of that name.
+    :ivar ca_file: certificates to trust in the place of the platform's.
+    """
+
+    name: str
+    base_url: BaseURL
+    credential: Credential
+    keys: tuple[str, ...] = attrs.field(default=(), repr=False)
+    family: Family = Family.NONE
+    default_headers: tuple[tuple[bytes, bytes], ...] = ()
+    ca_file: str | None = None
+    timeouts: Timeouts = attrs.Factory(Timeouts)
+    limits: UpstreamLimits = attrs.Factory(UpstreamLimits)
+
+    @cached_property
+    def credential_header(self) -> tuple[bytes, bytes] | None:
+        """The name and value of the header that carries the first key, or ``None`` where no header does."""
+        if not self.keys or self.credential.place is not Place.HEADER:
+            return None
+        return self.credential.header(self.keys[0])
+
+
+@attrs.frozen
+class Client:
+    """A holder of local tokens, and what they open.
+
+    :ivar digests: of the tokens, as :func:`token_digest` makes them; several while one is replaced by another.
+    :ivar upstreams: the names of those that may be asked; ``None`` for all.
+    :ivar models: patterns of the models that may be asked for, as :mod:`fnmatch` reads them; ``None`` for all.
+    :ivar deny_models: patterns of the models that may not, whatever ``models`` says.
+    :ivar expires: from when on the tokens are refused, with a time zone; ``None`` for never.
+    :ivar networks: where requests may come from; none for anywhere.
+    """
+
+    name: str
+    digests: tuple[bytes, ...] = attrs.field(repr=False)
+    upstreams: frozenset[str] | None = None
+    models: tuple[str, ...] | None = None
+    deny_models: tuple[str, ...] = ()
+    expires: datetime | None = None
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+
+
+def token_digest(token: bytes) -> bytes:
+    """What is kept of a token: 32 bytes, from which nobody finds it again.
+
+    A plain hash is enough for a token, which is random and long: there is no dictionary of those, as there is of passwords.
+    """
+    return sha256(token).digest()
+
+
+@attrs.frozen
 class Config:
-    """Everything that the operator can set."""
+    """Everything that the operator can set.
+
+    :ivar listen: Twisted endpoint descriptions.
+    :ivar timeouts: those of upstreams that have none of their own.
+    :ivar upstream: the limits of upstreams that have none of their own.
+    :ivar cors_origins: the web pages that may use this proxy, as browsers name them; ``*`` for all.
+    :ivar max_resent_body: bytes of a request's body that are held so that it can be sent again with another key.
+    :ivar noticed: what is probably not what was meant, and could be seen only while reading.
+    """
 
     upstreams: tuple[Upstream, ...]
     clients: tuple[Client, ...]
-    port: int = DEFAULT_PORT
+    listen: tuple[str, ...] = (f"tcp:{DEFAULT_PORT}",)
     timeouts: Timeouts = attrs.Factory(Timeouts)
     downstream: DownstreamLimits = attrs.Factory(DownstreamLimits)
     upstream: UpstreamLimits = attrs.Factory(UpstreamLimits)
     https_proxy: SplitResult | None = attrs.field(default=None, repr=False)
     no_proxy: str = ""
+    cors_origins: tuple[str, ...] = ()
+    max_resent_body: int = DEFAULT_MAX_RESENT_BODY
+    noticed: tuple[str, ...] = ()
 
     def proxy_for(self, host: str) -> SplitResult | None:
         """The HTTP proxy through which an upstream's host is reached, or ``None`` where it is reached directly."""
@@ -98,11 +139,7 @@ class Config:
 
     def warnings(self) -> list[str]:
         """Name what works but is probably not what was meant."""
-        found = [
-            f"The token of client {client.name!r} has fewer than {_SHORT_TOKEN} characters; it can be guessed."
-            for client in self.clients
-            if len(client.token) < _SHORT_TOKEN
-        ]
+        found = list(self.noticed)
         for upstream in self.upstreams:
             url = upstream.base_url
             if url.path.endswith("/v1"):
@@ -110,7 +147,7 @@ class Config:
                     f"The base URL of {upstream.name} ends in /v1, and so does what SDKs are pointed at: "
                     f"/{upstream.name}/v1/models would become {url.path}/v1/models."
                 )
-            if url.scheme == "http" and not values.is_loopback(url.host):
+            if upstream.keys and url.scheme == "http" and not values.is_loopback(url.host):
                 found.append(
                     f"The key for {upstream.name} goes to {url.host} unencrypted: its base URL is not https."
                 )

@@ -1,0 +1,104 @@
+"""``llmproxy check``: whether a configuration can be used, and what it comes to.
+
+It shows what was understood, defaults and presets included, and never a key, a token or a digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from llmproxy import config
+from llmproxy.cli.command import Command
+from llmproxy.cli.online import Finding, ask_all
+from llmproxy.cli.table import columns
+from llmproxy.http import reactor as engine_reactor
+
+
+class Check(Command):
+    """The command line of ``llmproxy check``."""
+
+    name = "check"
+    longdesc = (
+        "Reads the configuration as the proxy does, and says what is wrong with it or what it comes to."
+    )
+    optFlags = [["online", None, "Ask each upstream for its list of models, once with each key"]]
+
+    def run(self, environ: Mapping[str, str]) -> int:
+        """Print what the configuration comes to.
+
+        :raise llmproxy.config.ConfigError: where it cannot be used.
+        """
+        configuration = config.load(environ, self.config_file(environ))
+        for line in describe(configuration):
+            print(line)
+        return _ask(configuration) if self["online"] else 0
+
+
+def describe(configuration: config.Config) -> Iterator[str]:
+    """Say in lines what a configuration comes to."""
+    yield f"It can be used, and listens on {', '.join(configuration.listen)}."
+    yield from _section("Upstreams", [_upstream(upstream) for upstream in configuration.upstreams])
+    yield from _section("Clients", [_client(client) for client in configuration.clients])
+    yield from _section("Warnings", [[warning] for warning in configuration.warnings()])
+
+
+def report(findings: Sequence[Finding]) -> Iterator[str]:
+    """Say in lines what came of asking the upstreams."""
+    yield from _section("Online", [[finding.subject, finding.text] for finding in findings])
+
+
+def _section(title: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    if rows:
+        yield f"\n{title}"
+        yield from (f"  {line}" for line in columns(rows))
+
+
+def _upstream(upstream: config.Upstream) -> list[str]:
+    return [
+        f"/{upstream.name}/",
+        f"{upstream.base_url}",
+        f"credential {upstream.credential}",
+        _counted(len(upstream.keys), "key"),
+        f"api {upstream.family.value}",
+    ]
+
+
+def _client(client: config.Client) -> list[str]:
+    models = "all models" if client.models is None else f"models {', '.join(client.models)}"
+    if client.deny_models:
+        models += f" but not {', '.join(client.deny_models)}"
+    return [
+        client.name,
+        "all upstreams" if client.upstreams is None else f"upstreams {', '.join(sorted(client.upstreams))}",
+        models,
+        "never expires" if client.expires is None else f"expires {client.expires:%Y-%m-%d %H:%M:%S} UTC",
+        f"from {', '.join(map(str, client.networks))}" if client.networks else "from anywhere",
+        _counted(len(client.digests), "token"),
+    ]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
+
+
+def _ask(configuration: config.Config) -> int:
+    """Run a reactor for as long as upstreams are asked."""
+    engine_reactor.install()
+    from twisted.internet.task import react
+
+    def main(reactor: Any) -> Deferred[None]:
+        return ask_all(reactor, configuration).addCallback(tell)
+
+    def tell(findings: list[Finding]) -> None:
+        for line in report(findings):
+            print(line)
+        if any(finding.failed for finding in findings):
+            raise SystemExit(1)
+
+    try:
+        react(main)
+    except SystemExit as end:  # how react ends, always
+        return end.code if isinstance(end.code, int) else 1
