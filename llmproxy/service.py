@@ -25,11 +25,11 @@ from twisted.python.failure import Failure
 from llmproxy import __version__
 from llmproxy.config import DEFAULT_DRAIN, Config, ConfigError
 from llmproxy.credentials import Credentials
+from llmproxy.deadline import SharedClock
 from llmproxy.exchange import AccessLog
 from llmproxy.http.client import PooledAgent
 from llmproxy.http.native import native
 from llmproxy.http.server import Site
-from llmproxy.deadline import SharedClock
 from llmproxy.proxy import Gateway
 from llmproxy.site import Root, build
 from llmproxy.transparent import TransparentClient

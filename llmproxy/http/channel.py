@@ -203,14 +203,15 @@ class Channel(Protocol):
         if request.clientproto == b"HTTP/1.1" and rules.wants_websocket(
             request.method, request.requestHeaders
         ):
+            request.websocket = True
             self.reading = Reading.UPGRADE
             self._incoming = None
             self._early = rest
             self._deadline.clear()
             return
+        request.requestHeaders.removeHeader(b"upgrade")  # so that nobody above takes the offer up
         self._parser = httptools.HttpRequestParser(self)
         self._reframing = True
-        request.requestHeaders.removeHeader(b"upgrade")  # so that nobody above takes the offer up
         framing = [pair for pair in request.requestHeaders.pairs if pair[0].lower() in rules.FRAMING]
         self._incoming = request
         self.reading = Reading.BODY

@@ -10,10 +10,10 @@ from twisted.internet.interfaces import IAddress
 from twisted.web import server
 from twisted.web.resource import IResource
 
+from llmproxy.deadline import SharedClock
 from llmproxy.http.channel import Channel
 from llmproxy.http.limits import DownstreamLimits
 from llmproxy.http.request import Request
-from llmproxy.deadline import SharedClock
 
 
 class Site(server.Site):
