@@ -128,6 +128,8 @@ class _Forwarding:
         request = self._request
         request.setResponseCode(response.code, response.phrase)
         request.responseHeaders = headers.strip_hop_by_hop(response.headers)
+        request.requestHeaders.settle()  # a stream may be open for long
+        response.headers.settle()
         if response.code == 101:
             self._join(response)
             return

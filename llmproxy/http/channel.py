@@ -8,7 +8,7 @@ nothing on that connection can be trusted (RFC 9112 section 11.2).
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +50,50 @@ class Channel(Protocol):
     :ivar requests: those that are not answered yet, in their order; the first is being answered.
     """
 
+    __slots__ = (
+        "_begun",
+        "_behind",
+        "_closing",
+        "_deadline",
+        "_early",
+        "_head_size",
+        "_host",
+        "_incoming",
+        "_limits",
+        "_lingering",
+        "_method",
+        "_method_start",
+        "_pairs",
+        "_parser",
+        "_paused",
+        "_peer",
+        "_reframing",
+        "_refusal",
+        "_served",
+        "_serving",
+        "_target",
+        "_tunnel",
+        "_watching",
+        "peer",
+        "reading",
+        "requests",
+        "site",
+        "connected",
+        "factory",
+        "transport",
+        "write",
+    )
+
     _log = Logger()
     site: Site
     transport: Any
-    peer = ""
+    peer: str
+    write: Callable[[bytes], None]
 
     def __init__(self) -> None:
-        self.requests: deque[Request] = deque()
+        self.connected = 0
+        self.peer = ""
+        self.requests: list[Request] = []  # short, and a deque would be larger than all else here
         self.reading = Reading.HEAD
         self._parser = httptools.HttpRequestParser(self)
         self._head_size = 0
@@ -87,7 +124,7 @@ class Channel(Protocol):
         """Wait for the first request."""
         self.transport.setTcpNoDelay(True)
         self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
-        self.write = self.transport.write  # type: ignore[method-assign]
+        self.write = self.transport.write
         self._limits = self.site.limits
         self._deadline = Deadline(self.site.clock, self._too_late)
         self._deadline.set(self._limits.header_time)
@@ -145,7 +182,7 @@ class Channel(Protocol):
         self._closing = True
         del self._parser  # it refers back to this, as these do
         self._served = self._incoming = None
-        requests, self.requests = self.requests, deque()
+        requests, self.requests = self.requests, []
         for request in requests:
             # First: whose body fails while the client seems to be there is answered.
             request.connectionLost(reason)
@@ -292,7 +329,7 @@ class Channel(Protocol):
 
     def requestDone(self, request: Request) -> None:
         """A response is written: go on with the next request, or close."""
-        self.requests.popleft()
+        del self.requests[0]
         if not self.may_persist(request):
             self.requests.clear()  # the client was told, or told us, that this was the last
             uploading = request.body is not None and not request.body.over
@@ -453,10 +490,6 @@ class Channel(Protocol):
             incoming.body.fail(SilentBody(f"The client sent nothing for {self._limits.body_idle:g} seconds."))
 
     # What twisted.web's Request uses of a channel
-
-    def write(self, data: bytes) -> None:
-        """Write to the client."""
-        self.transport.write(data)
 
     def getPeer(self) -> Any:
         """The client's address."""

@@ -57,6 +57,34 @@ class UpstreamConnection(Protocol):
     :ivar exchanges: how many requests were sent on it.
     """
 
+    __slots__ = (
+        "_answer",
+        "_body",
+        "_chunks",
+        "_clock",
+        "_complete",
+        "_head_size",
+        "_heard",
+        "_informational",
+        "_keep_alive",
+        "_limits",
+        "_lost",
+        "_method",
+        "_offers_upgrade",
+        "_pairs",
+        "_parser",
+        "_phrase",
+        "_released",
+        "_response",
+        "_switching",
+        "_tunnel",
+        "exchanges",
+        "connected",
+        "factory",
+        "state",
+        "transport",
+    )
+
     transport: Any
 
     def __init__(
@@ -66,6 +94,8 @@ class UpstreamConnection(Protocol):
         released: Callable[[UpstreamConnection], None],
         lost: Callable[[UpstreamConnection], None],
     ) -> None:
+        self.connected = 0
+        self.transport = None
         self._clock = clock
         self._limits = limits
         self._released = released

@@ -59,6 +59,10 @@ class Fields(Headers):
             kept._index = {name: values for name, values in index.items() if name not in names}
         return kept
 
+    def settle(self) -> None:
+        """Free what was kept for looking fields up; it is made again where that goes on."""
+        self._index = None
+
     def _indexed(self) -> dict[bytes, list[bytes]]:
         index: dict[bytes, list[bytes]] = {}
         for name, value in self.pairs:
