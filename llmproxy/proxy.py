@@ -142,7 +142,7 @@ class _Forwarding:
     def _join(self, response: IAbortableResponse) -> None:
         """Both sides agreed to speak WebSocket: from here on, bytes pass as they come."""
         self._deadline.clear()
-        tunnel = self._passage = Tunnel(lambda: self._over(Ending.COMPLETED))
+        tunnel = self._passage = Tunnel(lambda: self._over(Ending.COMPLETED), self._gateway.clock)
         headers.offer_websocket(self._request.responseHeaders)
         self._request.switchProtocols(tunnel.client)
         response.switchProtocols(tunnel.upstream)

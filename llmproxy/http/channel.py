@@ -19,19 +19,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llmproxy import errors
-from llmproxy.deadline import Deadline, Scheduled
+from llmproxy.deadline import Deadline
 from llmproxy.http import rules
 from llmproxy.http.body import BrokenBody, RequestBody, SilentBody
+from llmproxy.http.departure import Departure
 from llmproxy.http.fields import Fields, Pair
 from llmproxy.http.request import Request
 from llmproxy.http.rules import Refused
-from llmproxy.http.transports import has_left
 
 if TYPE_CHECKING:
     from llmproxy.http.server import Site
-
-
-_WATCH = 1.0  # seconds between two looks at a client that is not being read
 
 
 class Reading(Enum):
@@ -55,6 +52,7 @@ class Channel(Protocol):
         "_behind",
         "_closing",
         "_deadline",
+        "_departure",
         "_early",
         "_head_size",
         "_host",
@@ -73,13 +71,12 @@ class Channel(Protocol):
         "_serving",
         "_target",
         "_tunnel",
-        "_watching",
+        "connected",
+        "factory",
         "peer",
         "reading",
         "requests",
         "site",
-        "connected",
-        "factory",
         "transport",
         "write",
     )
@@ -111,7 +108,7 @@ class Channel(Protocol):
         self._early = b""
         self._tunnel: Any = None
         self._paused = False
-        self._watching: Scheduled | None = None
+        self._departure: Departure | None = None
         self._lingering = False
         self._closing = False
 
@@ -174,8 +171,8 @@ class Channel(Protocol):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """Tell all that was in progress."""
         self._deadline.close()
-        if self._watching is not None:
-            self._watching.cancel()
+        if self._departure is not None:
+            self._departure.rest()
         if self.reading is Reading.TUNNEL:
             self._tunnel.connectionLost(reason)
         self.reading = Reading.NOTHING
@@ -379,25 +376,14 @@ class Channel(Protocol):
                 self._deadline.set(self._limits.header_time)
         if wanted is self._paused:
             self._paused = not wanted
+            if self._departure is None:
+                self._departure = Departure(self.site.clock, self.transport, self.abortConnection)
             if wanted:
+                self._departure.rest()
                 self.transport.resumeProducing()
             else:
                 self.transport.pauseProducing()
-                self._watch()
-
-    def _watch(self) -> None:
-        """Look now and then whether a client that is not read has left: nothing else would tell."""
-        if self._watching is None:
-            self._watching = self.site.clock.callLater(_WATCH, self._look_for_the_client)
-
-    def _look_for_the_client(self) -> None:
-        self._watching = None
-        if not self._paused or self._closing:
-            return
-        if has_left(self.transport):
-            self.transport.abortConnection()
-        else:
-            self._watch()
+                self._departure.watch()
 
     # Ending
 

@@ -7,7 +7,6 @@ transports do it in C. Who makes them is in :mod:`llmproxy.http.native`.
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 import ssl
 import struct
@@ -247,20 +246,6 @@ class NativeTransport(asyncio.Protocol):
         protocol, self.protocol = self.protocol, None
         if protocol is not None:
             protocol.connectionLost(reason)
-
-
-def has_left(transport: Any) -> bool:
-    """Tell whether the peer of a connection that is not being read has closed or reset it.
-
-    Who does not read sees no end of file. The kernel knows, and can be asked without reading (``POLLRDHUP``, Linux); elsewhere
-    this tells nothing.
-    """
-    descriptor = transport.fileno() if hasattr(transport, "fileno") else -1
-    if descriptor < 0 or not hasattr(select, "POLLRDHUP"):
-        return False
-    poll = select.poll()
-    poll.register(descriptor, select.POLLRDHUP)
-    return bool(poll.poll(0))
 
 
 def _discard(data: bytes) -> None:
