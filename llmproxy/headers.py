@@ -11,7 +11,7 @@ import re
 from twisted.web.http_headers import Headers
 
 from llmproxy.config import Upstream
-from llmproxy.http.fields import Fields, Pair, pairs_of
+from llmproxy.http.fields import Fields, Pair, fields_of
 
 # RFC 9110 section 7.6.1 and, for the Proxy-* three, sections 11.7 and 7.6.1's note on RFC 2068. Trailer announces fields of the
 # chunked coding, which is decoded here and encoded anew.
@@ -34,35 +34,43 @@ _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 # A body producer's length tells the framing of a request (twisted.web.iweb.IBodyProducer), and Host names the upstream.
 _REWRITTEN = frozenset({b"host", b"content-length"})
 _NOT_FOR_UPSTREAMS = _HOP_BY_HOP | _CREDENTIALS | _REWRITTEN
-_NONE: frozenset[bytes] = frozenset()
+# What nearly all messages have in Connection; neither names a field to take out that is not taken out anyway.
+_USUAL_IN_CONNECTION = frozenset({b"keep-alive", b"close"})
 
 
 def strip_hop_by_hop(headers: Headers) -> Fields:
     """Copy the end-to-end headers of a message, without hop-by-hop headers and those that ``Connection`` names."""
-    return Fields(_without(headers, _HOP_BY_HOP))
+    return _without(headers, _HOP_BY_HOP)
 
 
-def seal(headers: Headers, upstream: Upstream, local_token: bytes) -> Fields:
+def seal(headers: Headers, upstream: Upstream, local_token: bytes, websocket: bool = False) -> Fields:
     """Make the headers of a request to an upstream from those of the client's request.
 
     :param headers: as the client sent them.
     :param local_token: the token that the client presented. A header value that holds it as a word of its own, under whatever
         name, is left out: it opens this proxy, and no upstream may learn it.
+    :param websocket: the request is a WebSocket handshake.
     """
-    kept = _without_word(_without(headers, _NOT_FOR_UPSTREAMS), local_token)
+    kept = _without(headers, _NOT_FOR_UPSTREAMS)
     key = upstream.credential_header
-    sealed = Fields([(b"Host", upstream.base_url.netloc), *kept, *(() if key is None else (key,))])
+    sealed = Fields(
+        [
+            (b"Host", upstream.base_url.netloc),
+            *_without_word(kept.pairs, local_token),
+            *(() if key is None else (key,)),
+        ]
+    )
     for name, value in upstream.default_headers:
-        if not sealed.hasHeader(name):
+        if not kept.hasHeader(name):
             sealed.addRawHeader(name, value)
-    if wants_websocket(headers):
+    if websocket:
         offer_websocket(sealed)
     return sealed
 
 
 def seal_trailers(trailers: Fields, local_token: bytes) -> Fields:
     """Make the trailers of a request to an upstream: without credentials, framing and routing (RFC 9110 section 6.5.1)."""
-    return Fields(_without_word(_without(trailers, _NOT_FOR_UPSTREAMS), local_token))
+    return Fields(_without_word(_without(trailers, _NOT_FOR_UPSTREAMS).pairs, local_token))
 
 
 def offer_websocket(headers: Fields) -> None:
@@ -71,26 +79,13 @@ def offer_websocket(headers: Fields) -> None:
     headers.addRawHeader(b"Upgrade", b"websocket")
 
 
-def wants_websocket(headers: Headers) -> bool:
-    """Tell whether a request is a WebSocket handshake (RFC 6455 section 4.1) rather than another offer to upgrade."""
-    return b"upgrade" in _named_in_connection(headers) and any(
-        b"websocket" in value.lower() for value in headers.getRawHeaders(b"upgrade", ())
-    )
-
-
-def _named_in_connection(headers: Headers) -> frozenset[bytes]:
-    values = headers.getRawHeaders(b"connection")
-    if values is None:
-        return _NONE
-    return frozenset(name.strip().lower() for value in values for name in value.split(b","))
-
-
-def _without(headers: Headers, names: frozenset[bytes]) -> list[Pair]:
+def _without(headers: Headers, names: frozenset[bytes]) -> Fields:
     """The fields of a message but for some, and those that its ``Connection`` names (RFC 9110 section 7.6.1)."""
-    named = _named_in_connection(headers)
-    if not named <= names:
-        names |= named
-    return [pair for pair in pairs_of(headers) if pair[0].lower() not in names]
+    fields = fields_of(headers)
+    for value in fields.values_of(b"connection"):
+        if value.lower() not in _USUAL_IN_CONNECTION:
+            names |= {name.strip().lower() for name in value.split(b",")}
+    return fields.without(names)
 
 
 def _without_word(fields: list[Pair], token: bytes) -> list[Pair]:

@@ -90,7 +90,6 @@ class _Forwarding:
         self._answer: Deferred[None] | None = None
         self._response: IAbortableResponse | None = None
         self._passage: Relay | Tunnel | None = None
-        self._begun = False  # the client has the head of a response
         self._gave_up = False
         self._uploaded = 0
         self._deadline = Deadline(gateway.clock, self._too_late)
@@ -113,7 +112,7 @@ class _Forwarding:
     def _send(self, url: bytes) -> Deferred[Any]:
         request = self._request
         token = self._caller.token
-        sealed = headers.seal(request.requestHeaders, self._upstream, token)
+        sealed = headers.seal(request.requestHeaders, self._upstream, token, request.websocket)
         if request.body is not None:
             request.body.seal_trailers = lambda trailers: headers.seal_trailers(trailers, token)
         return self._gateway.client.request(request.method, url, sealed, request.body, self._interim_answered)
@@ -129,21 +128,22 @@ class _Forwarding:
         request = self._request
         request.setResponseCode(response.code, response.phrase)
         request.responseHeaders = headers.strip_hop_by_hop(response.headers)
+        request.requestHeaders.settle()  # a stream may be open for long
+        response.headers.settle()
         if response.code == 101:
             self._join(response)
             return
-        self._begun = True
-        request.write(b"")
         idle = self._gateway.timeouts.idle
         relay = self._passage = Relay(request, response, self._deadline, idle, self._over)
         response.deliverBody(relay)
+        if not request.startedWriting:
+            request.write(b"")  # nothing of the body came with the headers, and they do not wait for it
 
     def _join(self, response: IAbortableResponse) -> None:
         """Both sides agreed to speak WebSocket: from here on, bytes pass as they come."""
         self._deadline.clear()
-        tunnel = self._passage = Tunnel(lambda: self._over(Ending.COMPLETED))
+        tunnel = self._passage = Tunnel(lambda: self._over(Ending.COMPLETED), self._gateway.clock)
         headers.offer_websocket(self._request.responseHeaders)
-        self._begun = True
         self._request.switchProtocols(tunnel.client)
         response.switchProtocols(tunnel.upstream)
 
@@ -196,9 +196,10 @@ class _Forwarding:
         )
         if self._response is not None:
             self._response.abort()
-        if self._begun:
+        if self._request.startedWriting:
             self._request.transport.abortConnection()
         else:
+            self._request.unregisterProducer()
             self._exchange.status = errors.INTERNAL_ERROR.status
             self._request.responseHeaders = Fields()
             errors.answer(self._request, errors.INTERNAL_ERROR, errors.SEE_LOG)

@@ -8,9 +8,8 @@ nothing can be authorized or keyed as one upstream and reach another. What a pre
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
-
-import attrs
 
 # RFC 3986 section 2: a request target has no fragment, and nothing outside visible ASCII. The characters of section 2's
 # grammar are not enforced beyond that: clients do send `[`, `|` or `"` in queries, and upstreams accept them.
@@ -26,8 +25,7 @@ class RefusedTarget(ValueError):
     """A request target that is not forwarded; its text says why, in a sentence for the client."""
 
 
-@attrs.frozen
-class Target:
+class Target(NamedTuple):
     """A request target: ``/prefix`` and all that follows it, as sent.
 
     :ivar prefix: the first path segment, without its slash.

@@ -5,7 +5,7 @@ upper-cases methods, asks for gzip, decodes it, and adds an empty ``Content-Enco
 things undo that, and nothing else in this package knows of them:
 
 * :class:`_NoCookies` neither stores nor sends: a jar that is shared would send one caller's cookies for another;
-* :class:`_Sealed` are headers whose copies, which is what treq edits, remember the originals, the method and the URL;
+* :class:`_Sealed` are headers that treq cannot edit, with the method and the URL;
 * :class:`_AnyURL` is a URL as far as treq looks;
 * :class:`_Veil` hides the response's headers from treq's content decoder; the real ones are behind it.
 """
@@ -13,7 +13,7 @@ things undo that, and nothing else in this package knows of them:
 from __future__ import annotations
 
 from http.cookiejar import Cookie
-from typing import Any, cast
+from typing import Any, AnyStr, cast
 
 import attrs
 from hyperlink import EncodedURL
@@ -110,34 +110,47 @@ def _unveiled(response: Any) -> IAbortableResponse:
     return unveiled
 
 
-class _Sealed(Headers):
+class _NoHeaders(Headers):
+    """Headers of which there are none, whatever treq's layers do to them."""
+
+    __slots__ = ()
+
+    def hasHeader(self, name: AnyStr) -> bool:
+        return False
+
+    def getRawHeaders(self, name: Any, default: Any = None) -> Any:
+        return default
+
+    def setRawHeaders(self, name: Any, values: Any) -> None:
+        pass
+
+    def addRawHeader(self, name: Any, value: Any) -> None:
+        pass
+
+    def removeHeader(self, name: AnyStr) -> None:
+        pass
+
+
+class _Sealed(_NoHeaders):
     """Headers that go out as they are, with the method and URL they belong to."""
 
     __slots__ = ("headers", "method", "url")
 
     def __init__(self, method: bytes, url: bytes, headers: Headers) -> None:
-        super().__init__()
         self.method = method
         self.url = url
         self.headers = headers
 
     def copy(self) -> _Sealed:
-        """What treq's layers edit: empty, and thrown away, but it knows what was sealed."""
-        return _Sealed(self.method, self.url, self.headers)
+        """What treq's layers edit, to no effect: it still knows what was sealed."""
+        return self
 
 
 class _Veil(proxyForInterface(IResponse, "unveiled")):  # type: ignore[misc]
     """A response without headers, so that treq finds nothing to decode and nothing to store."""
 
     unveiled: IAbortableResponse
-
-    def __init__(self, unveiled: IAbortableResponse) -> None:
-        super().__init__(unveiled)
-        self._no_headers = Headers()
-
-    @property
-    def headers(self) -> Headers:
-        return self._no_headers
+    headers = _NoHeaders()
 
 
 @implementer(IAgent)

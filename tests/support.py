@@ -477,9 +477,11 @@ class Proxy:
     :ivar exchanges: those that are over.
     """
 
-    def __init__(self, config: Config = CONFIG, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self, config: Config = CONFIG, observers: Sequence[Observer] = (), agent: Any = None
+    ) -> None:
         self.clock = Clock()
-        self.agent = ScriptedAgent(self.clock)
+        self.agent = agent or ScriptedAgent(self.clock)
         self.exchanges: list[Exchange] = []
         gateway = Gateway(
             credentials=Credentials(config.clients, self.clock.seconds),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.headers import seal, strip_hop_by_hop, wants_websocket
+from llmproxy.headers import seal, strip_hop_by_hop
 from llmproxy.http.fields import Fields
 from tests.support import ANTHROPIC, HANDSHAKE, OPENAI, TOKEN, pairs
 
@@ -187,23 +187,6 @@ def test_a_token_is_looked_for_as_it_is_not_as_a_pattern() -> None:
     assert after.getRawHeaders(b"x-kept") == [b"xa.cx abc"]
 
 
-@pytest.mark.parametrize(
-    ("sent", "wanted"),
-    [
-        ([(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")], True),
-        ([(b"Connection", b"keep-alive, upgrade"), (b"Upgrade", b"WebSocket")], True),
-        ([(b"Connection", b"Upgrade"), (b"Upgrade", b"h2c"), (b"Upgrade", b"websocket")], True),
-        ([(b"Connection", b"Upgrade, HTTP2-Settings"), (b"Upgrade", b"h2c")], False),
-        ([(b"Upgrade", b"websocket")], False),
-        ([(b"Connection", b"keep-alive"), (b"Upgrade", b"websocket")], False),
-        ([(b"Connection", b"Upgrade")], False),
-        ([], False),
-    ],
-)
-def test_a_websocket_handshake_is_told_from_other_offers(sent: Pairs, wanted: bool) -> None:
-    assert wants_websocket(Fields(sent)) is wanted
-
-
 class TestWebSocketHandshake:
     OFFER = [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
 
@@ -211,18 +194,18 @@ class TestWebSocketHandshake:
     def protocols(*offered: bytes) -> list[bytes]:
         """What is left, for the upstream, of the protocols that a browser offers."""
         sent = Fields([*HANDSHAKE, *((b"Sec-WebSocket-Protocol", value) for value in offered)])
-        found: list[bytes] = seal(sent, OPENAI, TOKEN).getRawHeaders(b"sec-websocket-protocol", [])
+        found: list[bytes] = seal(sent, OPENAI, TOKEN, True).getRawHeaders(b"sec-websocket-protocol", [])
         return found
 
     def test_it_is_offered_to_the_upstream_anew(self) -> None:
         sent = Fields([(b"Connection", b"keep-alive, X-Hop, Upgrade"), (b"X-Hop", b"1"), *HANDSHAKE[1:]])
-        found = pairs(seal(sent, OPENAI, TOKEN))
+        found = pairs(seal(sent, OPENAI, TOKEN, websocket=True))
         key = [(b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="), (b"sec-websocket-version", b"13")]
         assert sorted(found) == sorted([*OPENAI_OWN, *key, *self.OFFER])
 
     def test_another_protocol_that_is_offered_beside_it_is_not(self) -> None:
         sent = Fields([(b"Connection", b"Upgrade"), (b"Upgrade", b"h2c, websocket"), *HANDSHAKE[2:]])
-        assert seal(sent, OPENAI, TOKEN).getRawHeaders(b"upgrade") == [b"websocket"]
+        assert seal(sent, OPENAI, TOKEN, True).getRawHeaders(b"upgrade") == [b"websocket"]
 
     def test_the_token_is_taken_out_of_the_protocols_and_the_others_stay(self) -> None:
         secret = b"openai-insecure-api-key." + TOKEN

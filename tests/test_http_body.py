@@ -225,3 +225,44 @@ class TestReadWhole:
         body.feed(b"12345678901")
         body.fail(BrokenBody("half of it"))
         assert [type(result) for result in results] == [TooLarge]
+
+
+class TestWhole:
+    """A body that is all here need not be produced."""
+
+    @staticmethod
+    def body() -> RequestBody:
+        return RequestBody(4, lambda: None, lambda: None)
+
+    def test_it_is_whole_when_it_is_over(self) -> None:
+        body = self.body()
+        body.feed(b"ab")
+        assert body.whole() is None
+        body.feed(b"cd")
+        body.end(None)
+        assert body.whole() == b"abcd"
+        assert body.whole() == b"abcd"
+
+    def test_an_empty_body_is_whole(self) -> None:
+        body = self.body()
+        body.end(None)
+        assert body.whole() == b""
+
+    def test_one_that_failed_is_not(self) -> None:
+        body = self.body()
+        body.feed(b"ab")
+        body.fail(BrokenBody("it broke off"))
+        assert body.whole() is None
+
+    def test_one_that_was_dropped_is_not(self) -> None:
+        body = self.body()
+        body.stopProducing()
+        body.end(None)
+        assert body.whole() is None
+
+    def test_one_that_was_read_is_not(self) -> None:
+        body = self.body()
+        Sink(body)
+        body.feed(b"abcd")
+        body.end(None)
+        assert body.whole() is None

@@ -1197,7 +1197,7 @@ def test_two_connections_know_nothing_of_each_other() -> None:
 class TestClientThatIsNotRead:
     def test_it_is_looked_for_and_its_leaving_is_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
         left: list[bool] = []
-        monkeypatch.setattr("llmproxy.http.channel.has_left", lambda _: bool(left))
+        monkeypatch.setattr("llmproxy.http.departure.has_left", lambda _: bool(left))
         served = Served()
         served.client.send(path(b"slow"), path(b"queued"))
         served.clock.advance(5)
@@ -1207,7 +1207,7 @@ class TestClientThatIsNotRead:
         assert served.client.ending == "reset"
 
     def test_it_is_not_looked_for_while_it_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("llmproxy.http.channel.has_left", lambda _: True)
+        monkeypatch.setattr("llmproxy.http.departure.has_left", lambda _: True)
         served = Served()
         served.client.send(path(b"slow"))
         served.clock.advance(5)

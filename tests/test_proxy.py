@@ -818,7 +818,7 @@ class TestOwnFaults:
     def test_an_exception_while_a_resource_renders_is_a_500_in_json_and_logged(
         self, proxy: Proxy, logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("llmproxy.headers.wants_websocket", lambda _: 1 // 0)
+        monkeypatch.setattr("llmproxy.proxy.Exchange", lambda **_: 1 // 0)
         client = proxy.ask(b"/openai/v1/x?key=" + TOKEN)
         assert len(logged_failures.flush(ZeroDivisionError)) == 1
         response = client.response()
@@ -830,7 +830,12 @@ class TestOwnFaults:
         self, proxy: Proxy, logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         client = proxy.ask(b"/openai/v1/x")
-        monkeypatch.setattr("llmproxy.proxy.Relay", BrokenRelay)
+
+        def fail(relay: Any) -> None:
+            relay._request.write(b"")
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(Relay, "connectionMade", fail)
         proxy.agent.only.answer()
         assert len(logged_failures.flush(ZeroDivisionError)) == 1
         assert client.ending != "open"
@@ -852,8 +857,7 @@ class TestOwnFaults:
         upstream = proxy.agent.only.answer()
         proxy.turn()
         assert len(logged_failures.flush(ZeroDivisionError)) == 1
-        assert client.ending != "open"
-        assert not client.response().whole
+        assert client.response().status == 500
         assert upstream.aborted
         assert [exchange.ending for exchange in proxy.exchanges] == [Ending.PROXY_FAILED]
 

@@ -168,6 +168,31 @@ class TestEnd:
         assert joined.proxy.clock.getDelayedCalls() == []
 
 
+class TestDepartureOfASideThatIsNotRead:
+    @pytest.mark.parametrize("leaver", ["client", "upstream"])
+    def test_it_ends_the_other(self, joined: Joined, leaver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        left: list[bool] = []
+        monkeypatch.setattr("llmproxy.http.departure.has_left", lambda _: bool(left))
+        slow = joined.upstream if leaver == "client" else joined.client
+        slow.stop_reading()
+        joined.proxy.clock.advance(1)
+        assert slow.ending == "open"
+        left.append(True)
+        joined.proxy.clock.advance(1)
+        joined.proxy.turn()
+        assert (joined.client.ending, joined.upstream.ending) == ("reset", "reset")
+        assert joined.endings == [Ending.COMPLETED]
+
+    def test_a_side_that_is_read_again_is_not_looked_for(
+        self, joined: Joined, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("llmproxy.http.departure.has_left", lambda _: True)
+        joined.upstream.stop_reading()
+        joined.upstream.read_on()
+        joined.proxy.clock.advance(5)
+        assert joined.client.ending == "open"
+
+
 class TestDrain:
     def test_a_tunnel_is_in_flight_and_is_left_to_end(self, joined: Joined) -> None:
         drained: list[object] = []
@@ -191,7 +216,7 @@ class TestDrain:
 
 def test_an_end_whose_other_is_not_there_yet_waits_unread() -> None:
     proxy = Proxy()
-    tunnel = Tunnel(lambda: None)
+    tunnel = Tunnel(lambda: None, proxy.clock)
     client, upstream = Wire(proxy.clock), Wire(proxy.clock)
     client.protocol, upstream.protocol = tunnel.client, tunnel.upstream
     tunnel.client.makeConnection(client)
@@ -205,7 +230,7 @@ def test_an_end_whose_other_is_not_there_yet_waits_unread() -> None:
 def test_it_is_not_over_before_both_ends_are_closed() -> None:
     proxy = Proxy()
     over: list[bool] = []
-    tunnel = Tunnel(lambda: over.append(True))
+    tunnel = Tunnel(lambda: over.append(True), proxy.clock)
     tunnel.client.makeConnection(Wire(proxy.clock))
     tunnel.client.connectionLost(Failure(error.ConnectionDone()))
     assert over == []
@@ -216,7 +241,7 @@ def test_it_is_not_over_before_both_ends_are_closed() -> None:
 @pytest.mark.parametrize("lost", ["client", "upstream"])
 def test_an_end_closes_the_other_also_where_its_transport_stops_no_producer(lost: str) -> None:
     proxy = Proxy()
-    tunnel = Tunnel(lambda: None)
+    tunnel = Tunnel(lambda: None, proxy.clock)
     client, upstream = Wire(proxy.clock), Wire(proxy.clock)
     tunnel.client.makeConnection(client)
     tunnel.upstream.makeConnection(upstream)

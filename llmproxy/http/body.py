@@ -16,6 +16,7 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from llmproxy.http.fields import Fields
+from llmproxy.http.interfaces import IStreamedBody
 
 
 class BrokenBody(Exception):
@@ -30,7 +31,7 @@ class TooLarge(Exception):
     """A body was larger than its reader takes."""
 
 
-@implementer(IBodyProducer)
+@implementer(IStreamedBody)
 class RequestBody:
     """The body of one request.
 
@@ -51,6 +52,7 @@ class RequestBody:
         self._wanted = wanted
         self._changed = changed
         self._consumer: IConsumer | None = None
+        self._started = False
         self._done: Deferred[None] | None = None
         self._failure: Failure | None = None
         self._held: list[bytes] = []
@@ -88,6 +90,7 @@ class RequestBody:
     def end(self, trailers: Fields | None) -> None:
         """The body is whole."""
         self.over = True
+        self._wanted = _nothing  # who is told refers back to this
         self._trailers = trailers
         self._tell()
 
@@ -95,17 +98,26 @@ class RequestBody:
         """The rest of the body will never come."""
         if not self.over:
             self.over = True
+            self._wanted = _nothing
             self._failure = Failure(reason)
             self._tell()
 
     # What its reader calls
 
+    def whole(self) -> bytes | None:
+        """See :class:`~llmproxy.http.interfaces.IStreamedBody`."""
+        if not self.over or self._started or self._dropped or self._failure is not None:
+            return None
+        held = self._held
+        return held[0] if len(held) == 1 else b"".join(held)
+
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """See ``IBodyProducer``; fails with :class:`BrokenBody` or :class:`SilentBody`."""
         done: Deferred[None] = Deferred(self._cancelled)
         self._done = done
+        self._started = True
         self._consumer = consumer
-        wanted, self._wanted = self._wanted, _nothing  # who is told refers back to this
+        wanted, self._wanted = self._wanted, _nothing
         wanted()
         held, self._held = self._held, []
         for data in held:

@@ -74,7 +74,7 @@ class BodyWriter:
         if self._stopped or not data:
             return
         if self._chunked:
-            self._put(b"%x\r\n%b\r\n" % (len(data), data))
+            self._put(_chunk(data))
         else:
             self._left -= len(data)
             if self._left < 0:
@@ -101,8 +101,7 @@ class BodyWriter:
         self.done = True
         self._transport.unregisterProducer()
         if self._chunked:
-            trailers = getattr(self._body, "trailers", None) or Fields()
-            self._put(b"0\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in trailers.pairs) + b"\r\n")
+            self._put(_last_chunk(getattr(self._body, "trailers", None)))
 
     def _broke(self, failure: Failure) -> None:
         if not self._stopped:
@@ -118,3 +117,17 @@ class BodyWriter:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and waiting.active():
             waiting.cancel()
+
+
+def framed(body: bytes, trailers: Fields | None) -> list[bytes]:
+    """A whole body in the chunked coding (RFC 9112 section 7.1)."""
+    return [_chunk(body), _last_chunk(trailers)] if body else [_last_chunk(trailers)]
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _last_chunk(trailers: Fields | None) -> bytes:
+    fields = () if trailers is None else trailers.pairs
+    return b"0\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in fields) + b"\r\n"

@@ -8,7 +8,7 @@ nothing on that connection can be trusted (RFC 9112 section 11.2).
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +19,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llmproxy import errors
-from llmproxy.deadline import Deadline, Scheduled
+from llmproxy.deadline import Deadline
 from llmproxy.http import rules
 from llmproxy.http.body import BrokenBody, RequestBody, SilentBody
+from llmproxy.http.departure import Departure
 from llmproxy.http.fields import Fields, Pair
 from llmproxy.http.request import Request
 from llmproxy.http.rules import Refused
-from llmproxy.http.transports import has_left
 
 if TYPE_CHECKING:
     from llmproxy.http.server import Site
-
-
-_WATCH = 1.0  # seconds between two looks at a client that is not being read
 
 
 class Reading(Enum):
@@ -50,13 +47,50 @@ class Channel(Protocol):
     :ivar requests: those that are not answered yet, in their order; the first is being answered.
     """
 
+    __slots__ = (
+        "_begun",
+        "_behind",
+        "_closing",
+        "_deadline",
+        "_departure",
+        "_early",
+        "_head_size",
+        "_host",
+        "_incoming",
+        "_limits",
+        "_lingering",
+        "_method",
+        "_method_start",
+        "_pairs",
+        "_parser",
+        "_paused",
+        "_peer",
+        "_reframing",
+        "_refusal",
+        "_served",
+        "_serving",
+        "_target",
+        "_tunnel",
+        "connected",
+        "factory",
+        "peer",
+        "reading",
+        "requests",
+        "site",
+        "transport",
+        "write",
+    )
+
     _log = Logger()
     site: Site
     transport: Any
-    peer = ""
+    peer: str
+    write: Callable[[bytes], None]
 
     def __init__(self) -> None:
-        self.requests: deque[Request] = deque()
+        self.connected = 0
+        self.peer = ""
+        self.requests: list[Request] = []  # short, and a deque would be larger than all else here
         self.reading = Reading.HEAD
         self._parser = httptools.HttpRequestParser(self)
         self._head_size = 0
@@ -74,7 +108,7 @@ class Channel(Protocol):
         self._early = b""
         self._tunnel: Any = None
         self._paused = False
-        self._watching: Scheduled | None = None
+        self._departure: Departure | None = None
         self._lingering = False
         self._closing = False
 
@@ -87,7 +121,7 @@ class Channel(Protocol):
         """Wait for the first request."""
         self.transport.setTcpNoDelay(True)
         self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
-        self.write = self.transport.write  # type: ignore[method-assign]
+        self.write = self.transport.write
         self._limits = self.site.limits
         self._deadline = Deadline(self.site.clock, self._too_late)
         self._deadline.set(self._limits.header_time)
@@ -137,15 +171,15 @@ class Channel(Protocol):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """Tell all that was in progress."""
         self._deadline.close()
-        if self._watching is not None:
-            self._watching.cancel()
+        if self._departure is not None:
+            self._departure.rest()
         if self.reading is Reading.TUNNEL:
             self._tunnel.connectionLost(reason)
         self.reading = Reading.NOTHING
         self._closing = True
         del self._parser  # it refers back to this, as these do
         self._served = self._incoming = None
-        requests, self.requests = self.requests, deque()
+        requests, self.requests = self.requests, []
         for request in requests:
             # First: whose body fails while the client seems to be there is answered.
             request.connectionLost(reason)
@@ -203,14 +237,15 @@ class Channel(Protocol):
         if request.clientproto == b"HTTP/1.1" and rules.wants_websocket(
             request.method, request.requestHeaders
         ):
+            request.websocket = True
             self.reading = Reading.UPGRADE
             self._incoming = None
             self._early = rest
             self._deadline.clear()
             return
+        request.requestHeaders.removeHeader(b"upgrade")  # so that nobody above takes the offer up
         self._parser = httptools.HttpRequestParser(self)
         self._reframing = True
-        request.requestHeaders.removeHeader(b"upgrade")  # so that nobody above takes the offer up
         framing = [pair for pair in request.requestHeaders.pairs if pair[0].lower() in rules.FRAMING]
         self._incoming = request
         self.reading = Reading.BODY
@@ -291,7 +326,7 @@ class Channel(Protocol):
 
     def requestDone(self, request: Request) -> None:
         """A response is written: go on with the next request, or close."""
-        self.requests.popleft()
+        del self.requests[0]
         if not self.may_persist(request):
             self.requests.clear()  # the client was told, or told us, that this was the last
             uploading = request.body is not None and not request.body.over
@@ -341,25 +376,14 @@ class Channel(Protocol):
                 self._deadline.set(self._limits.header_time)
         if wanted is self._paused:
             self._paused = not wanted
+            if self._departure is None:
+                self._departure = Departure(self.site.clock, self.transport, self.abortConnection)
             if wanted:
+                self._departure.rest()
                 self.transport.resumeProducing()
             else:
                 self.transport.pauseProducing()
-                self._watch()
-
-    def _watch(self) -> None:
-        """Look now and then whether a client that is not read has left: nothing else would tell."""
-        if self._watching is None:
-            self._watching = self.site.clock.callLater(_WATCH, self._look_for_the_client)
-
-    def _look_for_the_client(self) -> None:
-        self._watching = None
-        if not self._paused or self._closing:
-            return
-        if has_left(self.transport):
-            self.transport.abortConnection()
-        else:
-            self._watch()
+                self._departure.watch()
 
     # Ending
 
@@ -452,10 +476,6 @@ class Channel(Protocol):
             incoming.body.fail(SilentBody(f"The client sent nothing for {self._limits.body_idle:g} seconds."))
 
     # What twisted.web's Request uses of a channel
-
-    def write(self, data: bytes) -> None:
-        """Write to the client."""
-        self.transport.write(data)
 
     def getPeer(self) -> Any:
         """The client's address."""

@@ -22,6 +22,7 @@ from zope.interface import implementer
 from llmproxy.http.connection import UpstreamConnection
 from llmproxy.http.dial import Dialer, Origin
 from llmproxy.http.fields import Fields, pairs_of
+from llmproxy.http.interfaces import IStreamedBody, IWholeBody
 from llmproxy.http.limits import UpstreamLimits
 from llmproxy.http.native import native
 from llmproxy.http.pool import Pool
@@ -113,26 +114,31 @@ class _Sending:
         self._body = body
 
     def send(self, connection: UpstreamConnection) -> Deferred[Response]:
+        body = self._body
         if connection.exchanges == 0:
-            return self._send(connection, self._body)
-        held = None if self._body is None else _HeldBody(self._body, self._limits.held_body)
-        answered: Deferred[Any] = self._send(connection, held)
-        return answered.addErrback(self._send_again, held)
+            return self._send(connection, body)
+        if body is not None and not _is_whole(body, self._limits.held_body):
+            body = _HeldBody(body, self._limits.held_body)
+        return self._send(connection, body).addErrback(self._send_again, body)
 
-    def _send(self, connection: UpstreamConnection, body: Any) -> Deferred[Response]:
+    def _send(self, connection: UpstreamConnection, body: IBodyProducer | IWholeBody | None) -> Deferred[Any]:
         method, target, fields = self._request
         return connection.send(method, target, fields, body, getattr(fields, "informational", None))
 
-    def _send_again(self, failure: Failure, held: _HeldBody | None) -> Any:
+    def _send_again(self, failure: Failure, body: Any) -> Any:
         fault = failure.value
         if not isinstance(fault, (ResponseNeverReceived, RequestTransmissionFailed)) or fault.reasons[
             0
         ].check(ConnectionDone):
             return failure
-        body = None if held is None else held.again()
-        if held is not None and body is None:
+        again = body.again() if isinstance(body, _HeldBody) else body
+        if again is None and body is not None:
             return failure
-        return self._pool.acquire().addCallback(self._send, body)
+        return self._pool.acquire().addCallback(self._send, again)
+
+
+def _is_whole(body: IBodyProducer, limit: int) -> bool:
+    return IStreamedBody.providedBy(body) and body.received <= limit and body.whole() is not None
 
 
 @implementer(IBodyProducer, IConsumer)
@@ -196,30 +202,17 @@ class _HeldBody:
         del self._consumer  # it refers back to this, and gets no more
 
 
-@implementer(IBodyProducer)
+@implementer(IWholeBody)
 class _KnownBody:
-    """A body that is all here."""
+    """A body that is all here, and so is never asked to produce it."""
 
     def __init__(self, parts: list[bytes], like: _HeldBody) -> None:
         self._parts = parts
         self.length = like.length
         self.trailers = like.trailers
 
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        for part in self._parts:
-            consumer.write(part)
-        done: Deferred[None] = Deferred()
-        done.callback(None)
-        return done
-
-    def pauseProducing(self) -> None:
-        """It was written at once."""
-
-    def resumeProducing(self) -> None:
-        """See :meth:`pauseProducing`."""
-
-    def stopProducing(self) -> None:
-        """See :meth:`pauseProducing`."""
+    def whole(self) -> bytes:
+        return b"".join(self._parts)
 
 
 def _origin(base: bytes) -> Origin:

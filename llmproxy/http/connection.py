@@ -28,8 +28,9 @@ from twisted.web.client import (
 )
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 
-from llmproxy.http.body_writer import BodyWriter
+from llmproxy.http.body_writer import BodyWriter, framed
 from llmproxy.http.fields import Fields, Informational, Pair
+from llmproxy.http.interfaces import IWholeBody
 from llmproxy.http.limits import UpstreamLimits
 from llmproxy.http.response import MalformedResponse, Response, body_length
 
@@ -56,6 +57,34 @@ class UpstreamConnection(Protocol):
     :ivar exchanges: how many requests were sent on it.
     """
 
+    __slots__ = (
+        "_answer",
+        "_body",
+        "_chunks",
+        "_clock",
+        "_complete",
+        "_head_size",
+        "_heard",
+        "_informational",
+        "_keep_alive",
+        "_limits",
+        "_lost",
+        "_method",
+        "_offers_upgrade",
+        "_pairs",
+        "_parser",
+        "_phrase",
+        "_released",
+        "_response",
+        "_switching",
+        "_tunnel",
+        "connected",
+        "exchanges",
+        "factory",
+        "state",
+        "transport",
+    )
+
     transport: Any
 
     def __init__(
@@ -65,6 +94,8 @@ class UpstreamConnection(Protocol):
         released: Callable[[UpstreamConnection], None],
         lost: Callable[[UpstreamConnection], None],
     ) -> None:
+        self.connected = 0
+        self.transport = None
         self._clock = clock
         self._limits = limits
         self._released = released
@@ -74,9 +105,11 @@ class UpstreamConnection(Protocol):
         self.exchanges = 0
         self._answer: Deferred[Response] | None = None
         self._response: Response | None = None
+        self._switching: Response | None = None
         self._body: BodyWriter | None = None
         self._tunnel: Any = None
         self._pairs: list[Pair] = []
+        self._chunks: list[bytes] = []
         self._phrase = b""
         self._head_size = 0
         self._heard = False
@@ -94,7 +127,7 @@ class UpstreamConnection(Protocol):
         method: bytes,
         target: bytes,
         headers: Fields,
-        body: IBodyProducer | None,
+        body: IBodyProducer | IWholeBody | None,
         informational: Informational | None,
     ) -> Deferred[Response]:
         """Send a request; its framing follows from ``body.length``.
@@ -105,28 +138,36 @@ class UpstreamConnection(Protocol):
         self.exchanges += 1
         self._method = method
         self._informational = informational
-        self._offers_upgrade = headers.hasHeader(b"upgrade")
         self._heard = self._complete = False
         self._pairs, self._phrase, self._head_size = [], b"", 0
         answer = self._answer = Deferred(self._cancelled)
         lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
         lines += [b"%b: %b\r\n" % pair for pair in headers.pairs]
+        # A plain search first: nearly always, neither is there.
+        given = b"".join(lines).lower()
+        self._offers_upgrade = b"\nupgrade:" in given and headers.hasHeader(b"upgrade")
         self._body = None
-        if body is not None:
-            chunked = body.length is UNKNOWN_LENGTH
-            lines.append(
-                b"Transfer-Encoding: chunked\r\n" if chunked else b"Content-Length: %d\r\n" % body.length
-            )
-            self._body = BodyWriter(self.transport, body, chunked, self._body_failed)
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if self._body is None:
-            self.transport.write(head)
-        elif b"100-continue" in b",".join(headers.values_of(b"expect")).lower():
-            self.transport.write(head)
+        if body is None:
+            lines.append(b"\r\n")
+            self.transport.write(b"".join(lines))
+            return answer
+        chunked = body.length is UNKNOWN_LENGTH
+        lines.append(
+            b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Content-Length: %d\r\n\r\n" % body.length
+        )
+        known: Any = body
+        whole = known.whole() if IWholeBody.providedBy(body) else None
+        if whole is not None:
+            # Also where the client expects a 100: it did not wait for it itself (RFC 9110 section 10.1.1).
+            lines += framed(whole, known.trailers) if chunked else (whole,)
+            self.transport.write(b"".join(lines))
+            return answer
+        self._body = BodyWriter(self.transport, known, chunked, self._body_failed)
+        if b"\nexpect:" in given and b"100-continue" in b",".join(headers.values_of(b"expect")).lower():
+            self.transport.write(b"".join(lines))
             self._body.wait(self._clock, self._limits.expect)
         else:
-            self._body.start(head)
+            self._body.start(b"".join(lines))
         return answer
 
     def handOver(self, protocol: Any) -> None:
@@ -155,6 +196,7 @@ class UpstreamConnection(Protocol):
             return
         self._heard = True
         self._head_size += len(data)
+        fault: BaseException | None = None
         try:
             self._parser.feed_data(data)
             if not self._complete and self._head_size > self._limits.headers:
@@ -163,9 +205,16 @@ class UpstreamConnection(Protocol):
             self._switched(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             # What a callback raised is behind the parser's own error.
-            self._fail(_cause(error))
+            fault = _cause(error)
         except MalformedResponse as error:
-            self._fail(error)
+            fault = error
+        try:
+            self._tell()
+        except Exception as error:
+            _log.failure("What an upstream sent could not be handled")
+            fault = error
+        if fault is not None:
+            self._fail(fault)
         if self._complete:
             self._finish()
 
@@ -183,7 +232,7 @@ class UpstreamConnection(Protocol):
         answer, self._answer = self._answer, None
         response, self._response = self._response, None
         unanswered = self._unanswered()
-        self._body = self._informational = None  # they refer back to this, too
+        self._body = self._informational = self._switching = None  # they refer back to this, too
         if answer is not None:
             answer.errback(Failure(unanswered([reason])))
         elif response is not None:
@@ -228,29 +277,42 @@ class UpstreamConnection(Protocol):
         )
         self._head_size = 0
         self.state = State.RECEIVING
-        self._response = response
+        if code == 101:
+            self._switching = response  # the answer is given when the parser has stopped, see _switched
+        else:
+            self._response = response
         if self._body is not None:
             self._body.answered()
-        if code == 101:
-            return  # the answer is given when the parser has stopped, see _switched
-        answer, self._answer = self._answer, None
-        if answer is not None:
-            answer.callback(response)
         if self._method == b"HEAD":
             self._complete = True
 
     def on_body(self, data: bytes) -> None:
-        response = self._response
-        if response is None or self._complete:  # it was given up, is an interim one, or answers HEAD
+        if self._response is None or self._complete:  # it was given up, is an interim one, or answers HEAD
             raise MalformedResponse("it has a body where none belongs")
         self._head_size = 0
-        response.deliver(data)
+        self._chunks.append(data)
 
     def on_message_complete(self) -> None:
-        if self._response is not None and self._response.code != 101:
+        if self._response is not None:
             self._complete = True
 
     # The exchange
+
+    def _tell(self) -> None:
+        """Pass on what was parsed, all that came at once as one: so the client's side writes once for it."""
+        response, chunks = self._response, self._chunks
+        if response is None:
+            return
+        if self._answer is not None:
+            answer, self._answer = self._answer, None
+            response.answer(answer, self._taken())
+        elif chunks:
+            response.deliver(chunks.pop() if len(chunks) == 1 else self._taken())
+
+    def _taken(self) -> bytes:
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        return data
 
     def _interim(self, code: int, phrase: bytes, fields: Fields) -> None:
         if code < 100:
@@ -264,7 +326,7 @@ class UpstreamConnection(Protocol):
 
     def _switched(self, rest: bytes) -> None:
         """The upstream agreed to another protocol, whose first bytes may be here already."""
-        response, self._response = self._response, None
+        response, self._switching = self._switching, None
         answer, self._answer = self._answer, None
         if response is not None and answer is not None:
             answer.callback(response)

@@ -45,12 +45,34 @@ class Fields(Headers):
 
     def values_of(self, name: bytes) -> Sequence[bytes]:
         """The values of a field in their order; ``name`` is in lower case."""
-        index = self._index
-        if index is None:  # a message is asked for a dozen names, nearly all of which it has not
-            index = self._index = {}
-            for spelled, value in self.pairs:
-                index.setdefault(spelled.lower(), []).append(value)
-        return index.get(name, ())
+        # A message is asked for a dozen names, nearly all of which it has not.
+        return (self._index or self._indexed()).get(name, ())
+
+    def without(self, names: frozenset[bytes]) -> Fields:
+        """Copy all fields but those of some names, which are in lower case."""
+        index = self._index or self._indexed()
+        if names.isdisjoint(index):
+            kept = Fields(self.pairs)
+            kept._index = index  # an index is never changed, only replaced
+        else:
+            kept = Fields([pair for pair in self.pairs if pair[0].lower() not in names])
+            kept._index = {name: values for name, values in index.items() if name not in names}
+        return kept
+
+    def settle(self) -> None:
+        """Free what was kept for looking fields up; it is made again where that goes on."""
+        self._index = None
+
+    def _indexed(self) -> dict[bytes, list[bytes]]:
+        index: dict[bytes, list[bytes]] = {}
+        for name, value in self.pairs:
+            lower = name.lower()
+            if lower in index:
+                index[lower].append(value)
+            else:
+                index[lower] = [value]
+        self._index = index
+        return index
 
     def hasHeader(self, name: str | bytes) -> bool:
         """Tell whether a field is there, its name in any case."""
@@ -103,6 +125,11 @@ class OutgoingFields(Fields):
     def __init__(self, pairs: Iterable[Pair], informational: Informational | None) -> None:
         super().__init__(pairs)
         self.informational = informational
+
+
+def fields_of(headers: Headers) -> Fields:
+    """The fields of any ``Headers``, in its order."""
+    return headers if isinstance(headers, Fields) else Fields(pairs_of(headers))
 
 
 def _name(name: str | bytes) -> bytes:

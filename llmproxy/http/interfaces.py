@@ -6,19 +6,39 @@ way to drop a response that nobody waits for any more, and what HTTP/1.1 can say
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.interfaces import IProtocol
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IRequest, IResponse
-from zope.interface import Attribute
+from zope.interface import Attribute, Interface
+
+
+class IWholeBody(Interface):
+    """A body of which all may be here already."""
+
+    length: Any = Attribute("In bytes, or UNKNOWN_LENGTH where it is chunked.")
+    trailers: Headers | None = Attribute("Fields that followed a chunked body; known when the body is over.")
+
+    def whole() -> bytes | None:
+        """All of the body, where it is here already; it is not for ``startProducing`` then, which costs much more."""
+
+
+class IStreamedBody(IBodyProducer, IWholeBody):
+    """The body of a client's request."""
+
+    received: int = Attribute("Bytes that came from the client.")
 
 
 class IStreamedRequest(IRequest):
     """A request that is rendered at the end of its headers, and whose body follows as a stream."""
 
-    body: IBodyProducer | None = Attribute(
-        """The body as an IBodyProducer, its length in bytes or UNKNOWN_LENGTH where the client sends it chunked; None where the
-        client sends no body at all, which differs from an empty one. It counts the bytes that came as `received`, and may have
-        `trailers` when it is done, which go through `seal_trailers` where that is set."""
+    body: IStreamedBody | None = Attribute(
+        """The body; None where the client sends none at all, which differs from an empty one. Its trailers go through
+        `seal_trailers` where that is set."""
+    )
+    websocket: bool = Attribute(
+        "This is a WebSocket handshake (RFC 6455 section 4.1), the one upgrade that is passed on."
     )
     responseTrailers: Headers | None = Attribute(
         "Fields to send after a chunked response (RFC 9110 section 6.5); to be set before `finish`."

@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from llmproxy import errors
 from llmproxy.http.body import RequestBody
-from llmproxy.http.fields import Fields, Pair, pairs_of
+from llmproxy.http.fields import Fields, Pair, fields_of, pairs_of
 from llmproxy.http.interfaces import IStreamedRequest
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Request(server.Request):
     body: RequestBody | None = None
     responseTrailers: Fields | None = None
     keep_alive = True
+    websocket = False
     _bodiless = False
     _left: int | None = None
 
@@ -100,16 +101,18 @@ class Request(server.Request):
             raise RuntimeError("Request.write called on a request after Request.finish was called.")
         if self._disconnected:
             return
-        if not self.startedWriting:
-            self.startedWriting = 1
-            self._begin()
-        if not data or self._bodiless:
+        if self.startedWriting:
+            if data and not self._bodiless:
+                self.channel.write(self._framed(data))
             return
+        self.startedWriting = 1
+        head = self._begin()
+        # With what is there of the body in one write: a write is the dearest thing that a small response does.
+        self.channel.write(head + self._framed(data) if data and not self._bodiless else head)
+
+    def _framed(self, data: bytes) -> bytes:
         self.sentLength += len(data)
-        if self.chunked:
-            self.channel.write(b"%x\r\n%b\r\n" % (len(data), data))
-        else:
-            self.channel.write(data)
+        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
 
     def finish(self) -> None:
         """End the response. One that is shorter than its announced length is truncated, and looks so."""
@@ -117,7 +120,8 @@ class Request(server.Request):
             raise RuntimeError("Request.finish called on a request after its connection was lost")
         if self.finished:
             return
-        self.write(b"")
+        if not self.startedWriting:
+            self.write(b"")
         if self.chunked:
             trailers = () if self.responseTrailers is None else self.responseTrailers.pairs
             self.channel.write(b"0\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in trailers) + b"\r\n")
@@ -151,13 +155,13 @@ class Request(server.Request):
         self.producer = None
         super().connectionLost(reason)
 
-    def _begin(self) -> None:
+    def _begin(self) -> bytes:
         headers = self.responseHeaders
         framing: list[Pair] = []
         self._bodiless = self.method == b"HEAD" or self.code in _BODILESS
-        lengths = headers.getRawHeaders(b"content-length")
         if not self._bodiless:
-            if lengths is not None:
+            lengths = fields_of(headers).values_of(b"content-length")
+            if lengths:
                 self._left = int(lengths[0])
             elif self.clientproto == b"HTTP/1.1":
                 self.chunked = 1
@@ -170,7 +174,7 @@ class Request(server.Request):
             framing.append((b"Connection", b"close"))
         elif self.clientproto != b"HTTP/1.1":
             framing.append((b"Connection", b"keep-alive"))
-        self.channel.write(_head(self.code, self.code_message, pairs_of(headers) + framing))
+        return _head(self.code, self.code_message, pairs_of(headers) + framing)
 
 
 def _head(code: int, phrase: bytes, pairs: list[Pair]) -> bytes:

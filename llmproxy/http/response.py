@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol, IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -43,6 +44,7 @@ class Response:
         self.ends_with_connection = False
         self._protocol: Any = None
         self._held: list[bytes] = []
+        self._stalled = False
         # Where the connection puts what comes of the body; one attribute, since nothing here is called more often.
         self.deliver: Callable[[bytes], None] = self._hold
         self._paused = False
@@ -59,14 +61,23 @@ class Response:
         held, self._held = self._held, []
         for data in held:
             protocol.dataReceived(data)
-        if held and not self._paused:
+        if self._stalled and not self._paused:
             self.resumeProducing()
+        self._stalled = False
         if self._ended is not None:
             protocol.connectionLost(self._ended)
 
     def switchProtocols(self, protocol: IProtocol) -> None:
         """See :class:`~llmproxy.http.interfaces.IAbortableResponse`."""
         self._connection.handOver(protocol)
+
+    def answer(self, answer: Deferred[Response], data: bytes) -> None:
+        """Answer a request with this, of whose body the first bytes may be here."""
+        if data:
+            self._held.append(data)
+        answer.callback(self)
+        if self._held:
+            self._stall()
 
     def setPreviousResponse(self, response: object) -> None:
         """See ``IResponse``; redirects are not followed here, so there is none."""
@@ -96,6 +107,10 @@ class Response:
     def _hold(self, data: bytes) -> None:
         """Keep what came before anyone reads, and let nothing more come until then."""
         self._held.append(data)
+        self._stall()
+
+    def _stall(self) -> None:
+        self._stalled = True
         self._connection.transport.pauseProducing()
 
     def _end(self, reason: Failure) -> None:

@@ -7,10 +7,10 @@ transports do it in C. Who makes them is in :mod:`llmproxy.http.native`.
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -35,9 +35,31 @@ class NativeTransport(asyncio.Protocol):
     :ivar protocol: what the bytes go to, once :meth:`switch` has connected one.
     """
 
-    disconnecting = False
+    __slots__ = (
+        "_aborted",
+        "_closing_when_done",
+        "_factory",
+        "_full",
+        "_host",
+        "_lost",
+        "_paused",
+        "_peer",
+        "_producer",
+        "_streaming",
+        "_transport",
+        "data_received",
+        "disconnecting",
+        "protocol",
+        "write",
+    )
+
+    write: Callable[[bytes], None]
+    data_received: Callable[[bytes], None]  # type: ignore[assignment]
 
     def __init__(self, factory: Any = None) -> None:
+        self.disconnecting = False
+        self.write = _discard
+        self.data_received = self._received
         self.protocol: Any = None
         self._factory = factory
         self._transport: Any = None
@@ -55,7 +77,7 @@ class NativeTransport(asyncio.Protocol):
         self._transport = transport
         self._peer, self._host = _address(transport, "peername"), _address(transport, "sockname")
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self.write = transport.write  # type: ignore[method-assign]
+        self.write = transport.write
         factory, self._factory = self._factory, None
         if factory is not None:
             protocol = factory.buildProtocol(self.getPeer())
@@ -66,7 +88,7 @@ class NativeTransport(asyncio.Protocol):
                 if self._paused:
                     asyncio.get_running_loop().call_soon(self._pause_from_the_beginning)
 
-    def data_received(self, data: bytes) -> None:
+    def _received(self, data: bytes) -> None:
         self.protocol.dataReceived(data)
 
     def eof_received(self) -> bool:
@@ -97,7 +119,7 @@ class NativeTransport(asyncio.Protocol):
     def switch(self, protocol: Any) -> None:
         """Connect a protocol, in the place of one that was connected before."""
         self.protocol = protocol
-        self.data_received = protocol.dataReceived  # type: ignore[method-assign]
+        self.data_received = protocol.dataReceived
         self._transport.set_protocol(
             self
         )  # the loop has looked data_received up once, and calls what it found
@@ -118,9 +140,6 @@ class NativeTransport(asyncio.Protocol):
             self.connection_made(transport)
 
         return Deferred.fromFuture(asyncio.ensure_future(handshake(), loop=loop))
-
-    def write(self, data: bytes) -> None:
-        """Write; replaced by the native method once there is one, for this is the busiest of all."""
 
     def writeSequence(self, iovec: Any) -> None:
         if not self._lost:
@@ -219,28 +238,14 @@ class NativeTransport(asyncio.Protocol):
         if self._lost:
             return
         self._lost = True
-        self.write = _discard  # type: ignore[method-assign]
-        self.data_received = _discard  # type: ignore[method-assign]
+        self.write = _discard
+        self.data_received = _discard
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.stopProducing()
         protocol, self.protocol = self.protocol, None
         if protocol is not None:
             protocol.connectionLost(reason)
-
-
-def has_left(transport: Any) -> bool:
-    """Tell whether the peer of a connection that is not being read has closed or reset it.
-
-    Who does not read sees no end of file. The kernel knows, and can be asked without reading (``POLLRDHUP``, Linux); elsewhere
-    this tells nothing.
-    """
-    descriptor = transport.fileno() if hasattr(transport, "fileno") else -1
-    if descriptor < 0 or not hasattr(select, "POLLRDHUP"):
-        return False
-    poll = select.poll()
-    poll.register(descriptor, select.POLLRDHUP)
-    return bool(poll.poll(0))
 
 
 def _discard(data: bytes) -> None:

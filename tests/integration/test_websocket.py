@@ -371,7 +371,6 @@ def test_a_side_that_does_not_read_stops_the_other_and_takes_no_memory(
         assert grown < GROWTH, f"{grown / 1e6:.1f} MB more"
 
 
-@pytest.mark.xfail(strict=True, reason="a side that is paused is not read, so nobody sees it leave")
 def test_a_client_that_leaves_while_the_upstream_does_not_read_ends_it(
     proxy: Proxy, openai: Upstream
 ) -> None:
