@@ -28,6 +28,7 @@ class Problem:
 BAD_REQUEST = Problem(400, "bad_request")
 # RFC 9110 section 15.5.2: a 401 names the scheme that is wanted.
 UNAUTHORIZED = Problem(401, "unauthorized", ((b"WWW-Authenticate", b"Bearer"),))
+FORBIDDEN = Problem(403, "forbidden")
 NOT_FOUND = Problem(404, "not_found")
 REQUEST_TIMEOUT = Problem(408, "request_timeout")
 TARGET_TOO_LONG = Problem(414, "uri_too_long")

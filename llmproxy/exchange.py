@@ -17,6 +17,7 @@ class Ending(Enum):
     """How an exchange ended."""
 
     COMPLETED = "completed"  # the client was sent all that the upstream sent
+    REFUSED = "refused"  # by this proxy
     CLIENT_LEFT = "client left"
     UPSTREAM_FAILED = "upstream failed"
     UPSTREAM_SILENT = "upstream silent"

@@ -43,16 +43,18 @@ def strip_hop_by_hop(headers: Headers) -> Fields:
     return _without(headers, _HOP_BY_HOP)
 
 
-def seal(headers: Headers, upstream: Upstream, local_token: bytes, websocket: bool = False) -> Fields:
+def seal(
+    headers: Headers, upstream: Upstream, key: Pair | None, local_token: bytes, websocket: bool = False
+) -> Fields:
     """Make the headers of a request to an upstream from those of the client's request.
 
     :param headers: as the client sent them.
+    :param key: the header that carries the upstream's key, if one does.
     :param local_token: the token that the client presented. A header value that holds it as a word of its own, under whatever
         name, is left out: it opens this proxy, and no upstream may learn it.
     :param websocket: the request is a WebSocket handshake.
     """
     kept = _without(headers, _NOT_FOR_UPSTREAMS)
-    key = upstream.credential_header
     sealed = Fields(
         [
             (b"Host", upstream.base_url.netloc),

@@ -46,6 +46,7 @@ class Keyring:
     """An upstream's keys, and until when each of them rests.
 
     :param keys: in the operator's order; one that is given twice counts once. Empty for an upstream that needs none.
+    :ivar keys: the same.
     :param now: tells the time in seconds from any start, such as a reactor's ``seconds``.
     :param wall_clock: tells the Unix time in seconds, against which a ``Retry-After`` that is a date is held.
     """
@@ -56,7 +57,7 @@ class Keyring:
         now: Callable[[], float],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._keys = tuple(Key(number, secret) for number, secret in enumerate(dict.fromkeys(keys), 1))
+        self.keys = tuple(Key(number, secret) for number, secret in enumerate(dict.fromkeys(keys), 1))
         self._now = now
         self._wall_clock = wall_clock
         self._next = 0  # the place of the key whose turn it is
@@ -72,14 +73,19 @@ class Keyring:
         :return: ``None`` where there is no key left to try.
         """
         now = self._now()
-        for place in range(self._next, self._next + len(self._keys)):
-            key = self._keys[place % len(self._keys)]
+        for place in range(self._next, self._next + len(self.keys)):
+            key = self.keys[place % len(self.keys)]
             if self._wake_time(key) <= now and key not in tried:
-                self._next = key.number % len(self._keys)  # numbers begin at 1, places at 0
+                self._next = key.number % len(self.keys)  # numbers begin at 1, places at 0
                 return key
-        if tried or not self._keys:
+        if tried or not self.keys:
             return None
-        return min(self._keys, key=self._wake_time)
+        return min(self.keys, key=self._wake_time)
+
+    def has_another(self, tried: Collection[Key]) -> bool:
+        """Tell whether a key is awake with which a request was not tried yet."""
+        now = self._now()
+        return any(self._wake_time(key) <= now and key not in tried for key in self.keys)
 
     def report(
         self,
@@ -105,14 +111,14 @@ class Keyring:
 
     def adopt(self, previous: Keyring) -> None:
         """Let keys rest on that rested in the keyring which this one replaces, and ran by the same clock."""
-        for key in self._keys:
+        for key in self.keys:
             if key.secret in previous._wakes:
                 self._wakes[key.secret] = previous._wakes[key.secret]
 
     def __repr__(self) -> str:
         now = self._now()
-        resting = [key.number for key in self._keys if self._wake_time(key) > now]
-        return f"<Keyring of {len(self._keys)}, resting: {resting}>"
+        resting = [key.number for key in self.keys if self._wake_time(key) > now]
+        return f"<Keyring of {len(self.keys)}, resting: {resting}>"
 
     def _wake_time(self, key: Key) -> float:
         return self._wakes.get(key.secret, float("-inf"))

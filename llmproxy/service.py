@@ -13,6 +13,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -22,18 +23,19 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
 
 from llmproxy import __version__
 from llmproxy.config import DEFAULT_DRAIN, Config, ConfigError
+from llmproxy.cors import Cors
 from llmproxy.credentials import Credentials
 from llmproxy.deadline import SharedClock
 from llmproxy.exchange import AccessLog
-from llmproxy.http.client import PooledAgent
 from llmproxy.http.native import native
 from llmproxy.http.server import Site
-from llmproxy.proxy import Gateway
-from llmproxy.site import Root, build
-from llmproxy.transparent import TransparentClient
+from llmproxy.route import Gateway
+from llmproxy.routes import Routes
+from llmproxy.site import build, mark
 
 
 class CannotListen(SystemExit, Exception):
@@ -72,7 +74,7 @@ class ProxyService(Service):
         self._access_log = access_log
         self._ports: list[IListeningPort] = []
         self._stopping = False
-        self._agent: PooledAgent | None = None
+        self._routes = Routes(reactor)
         self._clock = SharedClock(reactor)
         self._site: Site
 
@@ -84,7 +86,8 @@ class ProxyService(Service):
         super().privilegedStartService()
         _raise_descriptor_limit()
         self._config = self._load()
-        self._site = Site(self._tree(), self._reactor, self._config.downstream)
+        self._site = Site(Resource(), self._reactor)
+        self._apply()
         for description in self._listen:
             self._ports.append(self._bind(description))
 
@@ -118,8 +121,7 @@ class ProxyService(Service):
             yield drained
             if deadline.active():
                 deadline.cancel()
-        if self._agent is not None:
-            self._agent.close()
+        self._routes.close()
         self._clock.close()
 
     def reload(self) -> None:
@@ -132,28 +134,23 @@ class ProxyService(Service):
             )
             return
         self._config = config
-        self._site.resource = self._tree()
-        self._site.limits = config.downstream
+        self._apply()
         self._log.info("Reloaded the configuration")
         self._warn()
 
-    def _tree(self) -> Root:
-        """The Resource tree for the present configuration, over connections of its own."""
-        if self._agent is not None:
-            self._agent.close()
+    def _apply(self) -> None:
+        """Serve new requests by the present configuration."""
         config = self._config
-        ca_files = {
-            upstream.base_url.host: upstream.ca_file for upstream in config.upstreams if upstream.ca_file
-        }
-        self._agent = PooledAgent(self._reactor, config.upstream, ca_files, config.proxy_for)
         gateway = Gateway(
             credentials=Credentials(config.clients, time.time),
-            client=TransparentClient(self._agent, self._reactor),
             clock=self._clock,
-            timeouts=config.timeouts,
             observers=[AccessLog()] if self._access_log else [],
+            max_resent_body=config.max_resent_body,
         )
-        return build(config, gateway)
+        cors = Cors(config.cors_origins) if config.cors_origins else None
+        self._site.resource = build(gateway, self._routes.change(config), cors)
+        self._site.mark = None if cors is None else partial(mark, cors)
+        self._site.limits = config.downstream
 
     def _bind(self, description: str) -> IListeningPort:
         bound: list[IListeningPort] = []

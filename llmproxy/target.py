@@ -57,6 +57,30 @@ def split(raw: bytes) -> Target:
     return Target(prefix[1], raw[prefix.end() :])
 
 
+def seal(raw: bytes, local_token: bytes, parameter: bytes | None) -> bytes:
+    """Make the target of a request to an upstream: without the local token, and with the key where the query carries that.
+
+    :param raw: what stands behind the prefix; all but those two stays as it is, byte for byte.
+    :param local_token: no parameter whose value it is goes further.
+    :param parameter: the key as ``name=value``, percent-encoded; one of the client's own of that name goes.
+    """
+    path, mark, query = raw.partition(b"?")
+    if not mark and parameter is None:
+        return raw
+    name = None if parameter is None else parameter.partition(b"=")[0]
+    kept = [
+        pair
+        for pair in query.split(b"&")
+        if unquote_to_bytes(pair.partition(b"=")[2]) != local_token
+        and unquote_to_bytes(pair.partition(b"=")[0]) != name
+    ]
+    if parameter is not None:
+        kept = [*(pair for pair in kept if pair), parameter]
+    elif not kept:
+        return path
+    return path + b"?" + b"&".join(kept)
+
+
 def _refuse_ambiguous(path: bytes) -> None:
     """Refuse what some server would read as another path (RFC 3986 section 5.2.4, and beyond it what servers really do)."""
     decoded = _decode_fully(path)

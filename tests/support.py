@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import attrs
@@ -26,13 +27,15 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer
 from zope.interface import implementer
 
 from llmproxy.config import Client, Config, Credential, Family, Timeouts, Upstream, token_digest
+from llmproxy.cors import Cors
 from llmproxy.credentials import Credentials
 from llmproxy.exchange import Exchange, Observer
 from llmproxy.http.fields import Fields, OutgoingFields
 from llmproxy.http.interfaces import IAbortableResponse
 from llmproxy.http.server import Site
-from llmproxy.proxy import Gateway
-from llmproxy.site import build
+from llmproxy.keyring import Keyring
+from llmproxy.route import Gateway, Route
+from llmproxy.site import build, mark
 from llmproxy.transparent import TransparentClient
 from llmproxy.values import BaseURL
 
@@ -76,7 +79,6 @@ def client_with(*tokens: bytes, name: str = "default", **rights: Any) -> Client:
 CONFIG = Config(
     upstreams=(OPENAI, ANTHROPIC),
     clients=(client_with(TOKEN),),
-    timeouts=TIMEOUTS,
 )
 
 BEARER = (b"Authorization", b"Bearer " + TOKEN)
@@ -485,12 +487,22 @@ class Proxy:
         self.exchanges: list[Exchange] = []
         gateway = Gateway(
             credentials=Credentials(config.clients, self.clock.seconds),
-            client=TransparentClient(self.agent, self.clock),
             clock=self.clock,
-            timeouts=config.timeouts,
             observers=[*observers, self.exchanges.append],
+            max_resent_body=config.max_resent_body,
         )
-        self.site = Site(build(config, gateway), self.clock)
+        cors = Cors(config.cors_origins) if config.cors_origins else None
+        routes = [
+            Route(
+                upstream,
+                TransparentClient(self.agent, self.clock),
+                Keyring(upstream.keys, self.clock.seconds, self.clock.seconds),
+            )
+            for upstream in config.upstreams
+        ]
+        self.site = Site(build(gateway, routes, cors), self.clock)
+        if cors is not None:
+            self.site.mark = partial(mark, cors)
 
     def connect(self) -> ClientConnection:
         """Connect one more client."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -57,9 +58,9 @@ def test_the_five_required_settings_are_enough() -> None:
     assert config.clients == (client_with(TOKEN),)
     assert config.listen == (f"tcp:{DEFAULT_PORT}",) == ("tcp:33000",)
     assert (config.cors_origins, config.max_resent_body) == ((), DEFAULT_MAX_RESENT_BODY)
-    assert config.timeouts == Timeouts(first_byte=600.0, idle=600.0)
+    assert openai.timeouts == anthropic.timeouts == Timeouts(first_byte=600.0, idle=600.0)
+    assert openai.limits == anthropic.limits == UpstreamLimits()
     assert config.downstream == DownstreamLimits()
-    assert config.upstream == UpstreamLimits()
     assert (config.https_proxy, config.no_proxy) == (None, "")
 
 
@@ -87,15 +88,15 @@ def test_optional_settings_are_used(tmp_path: Path) -> None:
 SECONDS = {
     "UPSTREAM_FIRST_BYTE_TIMEOUT": ("timeouts", "first_byte", 600.0),
     "UPSTREAM_IDLE_TIMEOUT": ("timeouts", "idle", 600.0),
-    "UPSTREAM_CONNECT_TIMEOUT": ("upstream", "connect", 10.0),
-    "UPSTREAM_KEEP_ALIVE": ("upstream", "idle", 4.0),
+    "UPSTREAM_CONNECT_TIMEOUT": ("limits", "connect", 10.0),
+    "UPSTREAM_KEEP_ALIVE": ("limits", "idle", 4.0),
     "CLIENT_HEADER_TIMEOUT": ("downstream", "header_time", 30.0),
     "CLIENT_BODY_TIMEOUT": ("downstream", "body_idle", 60.0),
     "CLIENT_KEEP_ALIVE": ("downstream", "keep_alive", 75.0),
 }
 COUNTS = {
-    "UPSTREAM_MAX_CONNECTIONS": ("upstream", "connections", 4096),
-    "UPSTREAM_MAX_IDLE_CONNECTIONS": ("upstream", "idle_connections", 256),
+    "UPSTREAM_MAX_CONNECTIONS": ("limits", "connections", 4096),
+    "UPSTREAM_MAX_IDLE_CONNECTIONS": ("limits", "idle_connections", 256),
     "CLIENT_MAX_TARGET": ("downstream", "target", 16 * 1024),
     "CLIENT_MAX_HEADERS": ("downstream", "headers", 64 * 1024),
     "CLIENT_MAX_CONNECTIONS": ("downstream", "connections", 10_000),
@@ -108,13 +109,14 @@ def test_each_number_changes_what_it_names_and_nothing_else(name: str) -> None:
     group, field, default = {**SECONDS, **COUNTS}[name]
     before = load(ENVIRON)
     after = load({**ENVIRON, name: "7"})
-    assert getattr(getattr(before, group), field) == default
-    changed = attrs.evolve(getattr(before, group), **{field: 7})
-    expected = attrs.evolve(before, **{group: changed})
-    # The limits and timeouts of upstreams are those of each, too.
-    own = {"upstream": {"limits": changed}, "timeouts": {"timeouts": changed}}.get(group, {})
-    upstreams = tuple(attrs.evolve(upstream, **own) for upstream in before.upstreams)
-    assert after == attrs.evolve(expected, upstreams=upstreams)
+    holders: Any = (before,) if group == "downstream" else before.upstreams
+    changed = []
+    for holder in holders:
+        assert getattr(getattr(holder, group), field) == default
+        settings = attrs.evolve(getattr(holder, group), **{field: 7})
+        changed.append(attrs.evolve(holder, **{group: settings}))
+    expected = changed[0] if group == "downstream" else attrs.evolve(before, upstreams=tuple(changed))
+    assert after == expected
 
 
 @pytest.mark.parametrize("name", SECONDS)
@@ -143,8 +145,8 @@ def test_a_config_cannot_be_changed() -> None:
     config = load(ENVIRON)
     for thing in (
         config,
-        config.timeouts,
         config.clients[0],
+        config.upstreams[0].timeouts,
         config.upstreams[0],
         config.upstreams[0].base_url,
     ):
@@ -155,9 +157,6 @@ def test_a_config_cannot_be_changed() -> None:
 
 def test_no_secret_is_shown_by_repr() -> None:
     config = load(ENVIRON)
-    assert [
-        upstream.credential_header for upstream in config.upstreams
-    ]  # what is kept for speed is not shown either
     shown = repr(config) + repr(CONFIG.upstreams) + repr(CONFIG.clients)
     assert "openai.example" in shown
     for secret in (OPENAI_KEY, ANTHROPIC_KEY, TOKEN.decode("ascii")):
@@ -331,20 +330,6 @@ def test_what_is_probably_not_meant_is_warned_of_without_secrets(changed: dict[s
     (warning,) = load({**ENVIRON, **changed}).warnings()
     assert words in warning
     assert "aaa" not in warning
-
-
-def test_the_key_goes_into_the_header_that_its_upstream_reads() -> None:
-    openai, anthropic = load(ENVIRON).upstreams
-    assert openai.credential_header == (b"Authorization", b"Bearer sk-openai-real")
-    assert anthropic.credential_header == (b"x-api-key", b"sk-ant-real")
-
-
-@pytest.mark.parametrize(("credential", "keys"), [("bearer", ()), ("query:key", (OPENAI_KEY,)), ("none", ())])
-def test_no_header_carries_a_key_where_there_is_none_or_it_goes_elsewhere(
-    credential: str, keys: tuple[str, ...]
-) -> None:
-    upstream = Upstream("x", BaseURL("http", "host", 80, ""), Credential.parse(credential), keys)
-    assert upstream.credential_header is None
 
 
 def test_an_unencrypted_upstream_without_a_key_is_not_warned_of() -> None:

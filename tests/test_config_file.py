@@ -153,12 +153,12 @@ class TestUpstreams:
         openai, ollama = config.upstreams
         assert openai.timeouts == Timeouts(idle=40.5)
         assert openai.limits == UpstreamLimits(connections=30, idle=50)
-        assert ollama.timeouts == config.timeouts == Timeouts(idle=20)
-        assert ollama.limits == config.upstream == UpstreamLimits(connections=30)
+        assert ollama.timeouts == Timeouts(idle=20)
+        assert ollama.limits == UpstreamLimits(connections=30)
 
     def test_no_repr_shows_a_key(self, given: Given) -> None:
         config = given.load(UPSTREAM + CLIENT)
-        assert config.upstreams[0].credential_header == (b"Authorization", b"Bearer " + KEY.encode())
+        assert config.upstreams[0].keys == (KEY,)
         assert KEY not in repr(config)
         assert DIGEST not in repr(config)
 
@@ -345,7 +345,7 @@ class TestWithTheEnvironment:
         assert (openai.base_url.host, openai.keys) == ("by-file.example", (KEY,))
         assert anthropic.default_headers == ((b"Anthropic-Version", b"by-file"),)
         assert config.clients == (Client("default", (token_digest(TOKEN),)),)
-        assert (config.listen, config.downstream.keep_alive, config.upstream.idle) == (("tcp:8080",), 7, 8)
+        assert (config.listen, config.downstream.keep_alive, openai.limits.idle) == (("tcp:8080",), 7, 8)
         assert "by-variable" not in repr(config.https_proxy)
         places = {
             "PORT": "listen",

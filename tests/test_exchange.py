@@ -36,4 +36,4 @@ def test_the_access_log_has_one_line_for_an_exchange(changes: dict[str, object],
 
 
 def test_each_ending_has_a_text_of_its_own() -> None:
-    assert len({ending.value for ending in Ending}) == len(Ending) == 5
+    assert len({ending.value for ending in Ending}) == len(Ending) == 6

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.headers import seal, strip_hop_by_hop
+from llmproxy import headers
+from llmproxy.config import Upstream
+from llmproxy.headers import strip_hop_by_hop
 from llmproxy.http.fields import Fields
 from tests.support import ANTHROPIC, HANDSHAKE, OPENAI, TOKEN, pairs
 
@@ -24,6 +26,14 @@ HOP_BY_HOP = [
     (b"upgrade", b"h2c"),
 ]
 # What seal writes itself.
+
+
+def seal(sent: Fields, upstream: Upstream, token: bytes, websocket: bool = False) -> Fields:
+    """Seal with the upstream's first key."""
+    key = upstream.credential.header(upstream.keys[0]) if upstream.keys else None
+    return headers.seal(sent, upstream, key, token, websocket)
+
+
 OPENAI_OWN = [(b"host", b"openai.example"), (b"authorization", b"Bearer sk-openai-real")]
 ANTHROPIC_OWN = [
     (b"host", b"anthropic.example"),

@@ -17,8 +17,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer
 from zope.interface.verify import verifyObject
 
 from llmproxy.http.body import BrokenBody
-from llmproxy.http.client import _HeldBody, _KnownBody
 from llmproxy.http.fields import Fields
+from llmproxy.http.held_body import again, hold
 from llmproxy.http.limits import UpstreamLimits
 from tests.upstream_support import HOST, OK, RESET, MemoryAgent, Upload, Whole, Wire, read
 
@@ -384,17 +384,17 @@ class TestPace:
         assert wire.ending == "closed"
 
 
-class TestBodies:
+class TestHeldBody:
     def test_a_held_body_is_a_body_and_its_own_consumer(self) -> None:
-        held = _HeldBody(Upload(), HELD)
+        held = hold(Upload(), HELD)
         assert verifyObject(IBodyProducer, held)
         held.registerProducer(Upload(), True)
         held.unregisterProducer()
         assert held.length is UNKNOWN_LENGTH
 
     def test_a_body_that_was_held_is_whole(self) -> None:
-        held = _HeldBody(Whole(b"hello"), HELD)
-        held.startProducing(Wire())  # type: ignore[arg-type]
-        known = held.again()
-        assert isinstance(known, _KnownBody)
+        held = hold(Whole(b"hello"), HELD)
+        held.startProducing(Wire())
+        known = again(held)
         assert known.whole() == b"hello"
+        assert again(known) is known

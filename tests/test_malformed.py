@@ -14,7 +14,8 @@ from zope.interface import implementer
 
 from llmproxy.credentials import Credentials
 from llmproxy.http.server import Site
-from llmproxy.proxy import Gateway
+from llmproxy.keyring import Keyring
+from llmproxy.route import Gateway, Route
 from llmproxy.site import build
 from llmproxy.transparent import TransparentClient
 from tests.http_support import Connection
@@ -58,8 +59,11 @@ class Refusing:
         clock = Clock()
         self.agent = TakingAgent()
         client = TransparentClient(self.agent, clock)
-        gateway = Gateway(Credentials(CONFIG.clients, clock.seconds), client, clock, CONFIG.timeouts)
-        self.client = Connection(Site(build(CONFIG, gateway), clock), clock)
+        gateway = Gateway(Credentials(CONFIG.clients, clock.seconds), clock)
+        routes = [
+            Route(upstream, client, Keyring(upstream.keys, clock.seconds)) for upstream in CONFIG.upstreams
+        ]
+        self.client = Connection(Site(build(gateway, routes), clock), clock)
         with log_lines() as self.log:
             self.client.send(*pieces)
             self.client.turn()

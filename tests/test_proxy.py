@@ -818,7 +818,7 @@ class TestOwnFaults:
     def test_an_exception_while_a_resource_renders_is_a_500_in_json_and_logged(
         self, proxy: Proxy, logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("llmproxy.proxy.Exchange", lambda **_: 1 // 0)
+        monkeypatch.setattr("llmproxy.forwarding.Exchange", lambda **_: 1 // 0)
         client = proxy.ask(b"/openai/v1/x?key=" + TOKEN)
         assert len(logged_failures.flush(ZeroDivisionError)) == 1
         response = client.response()
@@ -875,7 +875,7 @@ class TestOwnFaults:
         self, proxy: Proxy, logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         proxy.ask(b"/openai/v1/x")
-        monkeypatch.setattr("llmproxy.proxy.Relay", BrokenRelay)
+        monkeypatch.setattr("llmproxy.forwarding.Relay", BrokenRelay)
         upstream = proxy.agent.only.answer()
         proxy.turn()
         logged_failures.flush(ZeroDivisionError)

@@ -282,14 +282,14 @@ class TestStop:
         running = Running()
         running.start()
         closed: list[bool] = []
-        agent: Any = running.service._agent
-        close = agent.close
+        routes: Any = running.service._routes
+        close = routes.close
 
         def closing() -> Any:
             closed.append(True)
             return close()
 
-        agent.close = closing
+        routes.close = closing
         assert len(running.stop()) == 1
         assert closed == [True]
 

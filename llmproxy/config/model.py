@@ -6,7 +6,6 @@ They are made by the readers of this package, and change nothing by themselves. 
 from __future__ import annotations
 
 from datetime import datetime
-from functools import cached_property
 from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 from urllib.parse import SplitResult
@@ -15,7 +14,7 @@ from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined
 import attrs
 
 from llmproxy import values
-from llmproxy.config.credential import Credential, Family, Place
+from llmproxy.config.credential import Credential, Family
 from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
 from llmproxy.values import BaseURL
 
@@ -71,13 +70,6 @@ class Upstream:
     timeouts: Timeouts = attrs.Factory(Timeouts)
     limits: UpstreamLimits = attrs.Factory(UpstreamLimits)
 
-    @cached_property
-    def credential_header(self) -> tuple[bytes, bytes] | None:
-        """The name and value of the header that carries the first key, or ``None`` where no header does."""
-        if not self.keys or self.credential.place is not Place.HEADER:
-            return None
-        return self.credential.header(self.keys[0])
-
 
 @attrs.frozen
 class Client:
@@ -113,8 +105,6 @@ class Config:
     """Everything that the operator can set.
 
     :ivar listen: Twisted endpoint descriptions.
-    :ivar timeouts: those of upstreams that have none of their own.
-    :ivar upstream: the limits of upstreams that have none of their own.
     :ivar cors_origins: the web pages that may use this proxy, as browsers name them; ``*`` for all.
     :ivar max_resent_body: bytes of a request's body that are held so that it can be sent again with another key.
     :ivar noticed: what is probably not what was meant, and could be seen only while reading.
@@ -123,9 +113,7 @@ class Config:
     upstreams: tuple[Upstream, ...]
     clients: tuple[Client, ...]
     listen: tuple[str, ...] = (f"tcp:{DEFAULT_PORT}",)
-    timeouts: Timeouts = attrs.Factory(Timeouts)
     downstream: DownstreamLimits = attrs.Factory(DownstreamLimits)
-    upstream: UpstreamLimits = attrs.Factory(UpstreamLimits)
     https_proxy: SplitResult | None = attrs.field(default=None, repr=False)
     no_proxy: str = ""
     cors_origins: tuple[str, ...] = ()

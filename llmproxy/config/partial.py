@@ -100,9 +100,7 @@ def together(file: Partial, environment: Partial, problems: Problems) -> Config:
     return Config(
         tuple(upstreams),
         tuple(clients),
-        timeouts=timeouts,
         downstream=DownstreamLimits(**{**environment.downstream, **file.downstream}),
-        upstream=limits,
         noticed=(*environment.noticed, *_unused(file, environment)),
         **{**environment.others, **file.others},
     )

@@ -12,7 +12,6 @@ from urllib.parse import SplitResult
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IConsumer, IProducer
 from twisted.python.failure import Failure
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 from twisted.web.http_headers import Headers
@@ -22,7 +21,8 @@ from zope.interface import implementer
 from llmproxy.http.connection import UpstreamConnection
 from llmproxy.http.dial import Dialer, Origin
 from llmproxy.http.fields import Fields, pairs_of
-from llmproxy.http.interfaces import IStreamedBody, IWholeBody
+from llmproxy.http.held_body import again, hold
+from llmproxy.http.interfaces import IWholeBody
 from llmproxy.http.limits import UpstreamLimits
 from llmproxy.http.native import native
 from llmproxy.http.pool import Pool
@@ -114,11 +114,9 @@ class _Sending:
         self._body = body
 
     def send(self, connection: UpstreamConnection) -> Deferred[Response]:
-        body = self._body
         if connection.exchanges == 0:
-            return self._send(connection, body)
-        if body is not None and not _is_whole(body, self._limits.held_body):
-            body = _HeldBody(body, self._limits.held_body)
+            return self._send(connection, self._body)
+        body = hold(self._body, self._limits.held_body)
         return self._send(connection, body).addErrback(self._send_again, body)
 
     def _send(self, connection: UpstreamConnection, body: IBodyProducer | IWholeBody | None) -> Deferred[Any]:
@@ -131,88 +129,10 @@ class _Sending:
             0
         ].check(ConnectionDone):
             return failure
-        again = body.again() if isinstance(body, _HeldBody) else body
-        if again is None and body is not None:
+        fresh = again(body)
+        if fresh is None and body is not None:
             return failure
-        return self._pool.acquire().addCallback(self._send, again)
-
-
-def _is_whole(body: IBodyProducer, limit: int) -> bool:
-    return IStreamedBody.providedBy(body) and body.received <= limit and body.whole() is not None
-
-
-@implementer(IBodyProducer, IConsumer)
-class _HeldBody:
-    """A body that is kept as it passes, up to a bound, so that it can be produced again.
-
-    :param limit: bytes; a larger body is not kept.
-    """
-
-    def __init__(self, body: IBodyProducer, limit: int) -> None:
-        self._body = body
-        self._limit = limit
-        self._parts: list[bytes] | None = []
-        self._size = 0
-        self._started = self._whole = False
-        self.length = body.length
-
-    @property
-    def trailers(self) -> Fields | None:
-        return getattr(self._body, "trailers", None)
-
-    def again(self) -> Any:
-        """The same body once more, or ``None`` where it is not all here."""
-        if not self._started:
-            return self._body
-        return _KnownBody(self._parts, self) if self._whole and self._parts is not None else None
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        self._started = True
-        self._consumer = consumer
-        producing: Deferred[None] = self._body.startProducing(self)
-        return producing.addCallback(self._done)
-
-    def write(self, data: bytes) -> None:
-        if self._parts is not None:
-            self._size += len(data)
-            if self._size > self._limit:
-                self._parts = None
-            else:
-                self._parts.append(data)
-        self._consumer.write(data)
-
-    def pauseProducing(self) -> None:
-        self._body.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        self._body.resumeProducing()
-
-    def stopProducing(self) -> None:
-        if not self._whole and self._started:
-            self._body.stopProducing()
-
-    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        """The transport has the producer already."""
-
-    def unregisterProducer(self) -> None:
-        """See :meth:`registerProducer`."""
-
-    def _done(self, result: None) -> None:
-        self._whole = True
-        del self._consumer  # it refers back to this, and gets no more
-
-
-@implementer(IWholeBody)
-class _KnownBody:
-    """A body that is all here, and so is never asked to produce it."""
-
-    def __init__(self, parts: list[bytes], like: _HeldBody) -> None:
-        self._parts = parts
-        self.length = like.length
-        self.trailers = like.trailers
-
-    def whole(self) -> bytes:
-        return b"".join(self._parts)
+        return self._pool.acquire().addCallback(self._send, fresh)
 
 
 def _origin(base: bytes) -> Origin:

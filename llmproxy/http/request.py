@@ -156,6 +156,9 @@ class Request(server.Request):
         super().connectionLost(reason)
 
     def _begin(self) -> bytes:
+        mark = self.channel.site.mark
+        if mark is not None:
+            mark(self)
         headers = self.responseHeaders
         framing: list[Pair] = []
         self._bodiless = self.method == b"HEAD" or self.code in _BODILESS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -23,6 +24,7 @@ class Site(server.Site):
     :param reactor: for the timeouts of connections.
     :ivar clock: for the deadlines of all connections.
     :ivar draining: no further request is taken on connections that are open.
+    :ivar mark: called with each request whose response's headers are about to be written, so that it may add to them.
     """
 
     protocol = Channel  # type: ignore[assignment]
@@ -34,6 +36,7 @@ class Site(server.Site):
         super().__init__(resource, parsePOSTFormSubmission=False, reactor=reactor)
         self.limits = limits or DownstreamLimits()
         self.draining = False
+        self.mark: Callable[[Request], None] | None = None
         self._channels: set[Channel] = set()
         self._drained: Deferred[None] | None = None
         self.clock = SharedClock(reactor)

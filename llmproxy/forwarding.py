@@ -1,0 +1,243 @@
+"""One request on its way to an upstream, and the response on its way back: the story of an exchange, top to bottom.
+
+The request is admitted, sealed with one of the upstream's keys and sent through treq, and what comes back is relayed. Which
+headers pass is decided by :mod:`llmproxy.headers`; how a body is moved, by :mod:`llmproxy.relay`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llmproxy import admission, errors, faults, headers, rights, target
+from llmproxy.credentials import Caller
+from llmproxy.deadline import Deadline
+from llmproxy.exchange import Ending, Exchange
+from llmproxy.http.fields import Fields
+from llmproxy.http.held_body import again, hold
+from llmproxy.http.interfaces import IAbortableResponse
+from llmproxy.keyring import REFUSALS, Key
+from llmproxy.relay import Relay
+from llmproxy.route import Gateway, Route
+from llmproxy.tunnel import Tunnel
+
+
+class Forwarding:
+    """One exchange.
+
+    :param request: an ``IStreamedRequest``, whose sender may ask this upstream.
+    :param raw_target: what stands behind the upstream's prefix, as sent.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, gateway: Gateway, route: Route, request: Any, caller: Caller, raw_target: bytes
+    ) -> None:
+        self._gateway = gateway
+        self._route = route
+        self._upstream = route.upstream
+        self._request = request
+        self._caller = caller
+        self._target = raw_target
+        self._body: Any = request.body
+        self._tried: tuple[Key, ...] = ()
+        self._answer: Deferred[Any] | None = None
+        self._response: IAbortableResponse | None = None
+        self._passage: Relay | Tunnel | None = None
+        self._gave_up = False
+        self._uploaded = 0
+        self._deadline = Deadline(gateway.clock, self._too_late)
+        self._exchange = Exchange(
+            client=caller.client.name,
+            upstream=route.upstream.name,
+            method=request.method.decode("ascii"),
+            path=request.path.decode("ascii"),
+            started=gateway.clock.seconds(),
+        )
+
+    def start(self) -> None:
+        """Send the request on; everything after this is a reaction to the upstream, the client or the clock."""
+        self._request.notifyFinish().addErrback(self._client_left)
+        if rights.depend_on_model(self._caller.client):
+            self._try(self._admit)
+        else:
+            self._try(self._send)
+
+    def _try(self, attempt: Callable[[], Deferred[Any]]) -> None:
+        self._deadline.set(self._upstream.timeouts.first_byte)
+        answer: Deferred[Any] = maybeDeferred(attempt)
+        self._answer = answer
+        answer.addCallbacks(self._answered, self._not_answered).addErrback(self._broken)
+
+    # On the way to the upstream
+
+    def _admit(self) -> Deferred[Any]:
+        """Find out first whether the client may use the model that it asks for."""
+        admitted = admission.admit(self._caller.client, self._upstream, self._request, self._target)
+        return admitted.addCallback(self._admitted)
+
+    def _admitted(self, body: Any) -> Deferred[Any]:
+        self._body = body
+        return self._send()
+
+    def _send(self) -> Deferred[Any]:
+        request, token = self._request, self._caller.token
+        keyring = self._route.keyring
+        if len(keyring.keys) > 1 and not self._tried:
+            self._body = hold(self._body, self._gateway.max_resent_body)
+        key = keyring.choose(self._tried)
+        if key is not None:
+            self._tried += (key,)
+        header, parameter = self._route.presented(key)
+        sealed = headers.seal(request.requestHeaders, self._upstream, header, token, request.websocket)
+        if request.body is not None:
+            request.body.seal_trailers = lambda trailers: headers.seal_trailers(trailers, token)
+        url = self._upstream.base_url.join(target.seal(self._target, token, parameter))
+        return self._route.client.request(request.method, url, sealed, self._body, self._interim_answered)
+
+    # On the way back
+
+    def _interim_answered(self, code: int, phrase: bytes, fields: Fields) -> None:
+        self._request.writeInformational(code, phrase, headers.strip_hop_by_hop(fields))
+
+    def _answered(self, response: IAbortableResponse) -> None:
+        """The response's headers are here: write them at once, and let the body follow as it comes."""
+        if response.code in REFUSALS and self._another_key_is_left(response):
+            response.abort()
+            self._try(self._send)
+            return
+        self._response = response
+        self._exchange.first_byte = self._elapsed()
+        self._exchange.status = response.code
+        request = self._request
+        request.setResponseCode(response.code, response.phrase)
+        request.responseHeaders = headers.strip_hop_by_hop(response.headers)
+        request.requestHeaders.settle()  # a stream may be open for long
+        response.headers.settle()
+        if response.code == 101:
+            self._join(response)
+            return
+        idle = self._upstream.timeouts.idle
+        relay = self._passage = Relay(request, response, self._deadline, idle, self._over)
+        response.deliverBody(relay)
+        if not request.startedWriting:
+            request.write(b"")  # nothing of the body came with the headers, and they do not wait for it
+
+    def _another_key_is_left(self, response: IAbortableResponse) -> bool:
+        """Put the key that was refused to rest, and tell whether the request can be sent with another one."""
+        keyring = self._route.keyring
+        if not self._tried or len(keyring.keys) < 2:
+            return False
+        key = self._tried[-1]
+        rest = keyring.report(
+            key,
+            response.code,
+            response.headers.getRawHeaders(b"retry-after", [None])[0],
+            response.headers.getRawHeaders(b"retry-after-ms", [None])[0],
+        )
+        self._log.warn(
+            "The upstream {upstream} refused key {number} with {status}; it rests for {rest} s",
+            upstream=self._upstream.name,
+            number=key.number,
+            status=response.code,
+            rest=round(rest, 1),
+        )
+        if not keyring.has_another(self._tried):
+            return False
+        body = again(self._body)
+        if body is None and self._body is not None:
+            return False
+        self._body = body
+        return True
+
+    def _join(self, response: IAbortableResponse) -> None:
+        """Both sides agreed to speak WebSocket: from here on, bytes pass as they come."""
+        self._deadline.clear()
+        tunnel = self._passage = Tunnel(lambda: self._over(Ending.COMPLETED), self._gateway.clock)
+        headers.offer_websocket(self._request.responseHeaders)
+        self._request.switchProtocols(tunnel.client)
+        response.switchProtocols(tunnel.upstream)
+
+    # When it fails
+
+    def _not_answered(self, failure: Failure) -> None:
+        """No headers came, and none will: say why, unless nobody is left to be told."""
+        if self._exchange.ending is Ending.CLIENT_LEFT:
+            return
+        if self._gave_up:
+            problem, message = faults.silent(self._upstream, self._upstream.timeouts.first_byte)
+            ending = Ending.UPSTREAM_SILENT
+        elif failure.check(admission.Forbidden):
+            problem, message = errors.FORBIDDEN, failure.getErrorMessage()
+            ending = Ending.REFUSED
+        elif (explained := faults.explain(self._upstream, failure)) is not None:
+            problem, message = explained
+            ending = Ending.UPSTREAM_FAILED
+        else:
+            failure.raiseException()
+        self._log.warn("{message}", message=message)
+        self._exchange.status = problem.status
+        errors.answer(self._request, problem, message)
+        self._over(ending)
+
+    def _too_late(self) -> None:
+        """Give the upstream up, unless the time went into an upload that it still takes."""
+        if isinstance(self._passage, Relay):
+            self._passage.upstream_silent()
+            return
+        body = self._request.body
+        if body is not None and body.received != self._uploaded:
+            self._uploaded = body.received
+            self._deadline.set(self._upstream.timeouts.first_byte)
+            return
+        self._gave_up = True
+        self._drop()
+
+    def _client_left(self, reason: Failure) -> None:
+        """Drop the upstream's side in this same turn: nobody is left to read, or to pay for, its answer."""
+        if isinstance(self._passage, Relay):
+            self._passage.stopProducing()
+        elif self._exchange.ending is None:
+            self._over(Ending.CLIENT_LEFT)
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._answer is not None:
+            self._answer.cancel()
+
+    def _broken(self, failure: Failure) -> None:
+        """Something in this program failed: the one case that is not the upstream's or the client's doing."""
+        self._log.failure(
+            "A request to {upstream} failed within the proxy", failure, upstream=self._upstream.name
+        )
+        if self._response is not None:
+            self._response.abort()
+        if self._request.startedWriting:
+            self._request.transport.abortConnection()
+        else:
+            self._request.unregisterProducer()
+            self._exchange.status = errors.INTERNAL_ERROR.status
+            self._request.responseHeaders = Fields()
+            errors.answer(self._request, errors.INTERNAL_ERROR, errors.SEE_LOG)
+        self._over(Ending.PROXY_FAILED)
+
+    def _over(self, ending: Ending) -> None:
+        exchange = self._exchange
+        if exchange.ending is not None:
+            return
+        self._deadline.close()
+        exchange.ending = ending
+        exchange.duration = self._elapsed()
+        if self._passage is not None:
+            exchange.sent = self._passage.sent
+        for observer in self._gateway.observers:
+            with self._log.failuresHandled("An observer of exchanges failed"):
+                observer(exchange)
+
+    def _elapsed(self) -> float:
+        return self._gateway.clock.seconds() - self._exchange.started
