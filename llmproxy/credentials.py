@@ -93,6 +93,11 @@ class Credentials:
         return Caller(client, token)
 
 
+def has_own_place(credential: Credential) -> bool:
+    """Tell whether an upstream wants its key where the token would not be looked for otherwise."""
+    return _own_places(credential) != (None, None)
+
+
 @cache
 def _own_places(credential: Credential) -> tuple[bytes | None, bytes | None]:
     """The header and the query parameter in which an upstream's clients send their key, beside those that all may use."""

@@ -72,6 +72,8 @@ class Keyring:
         :param tried: the keys with which the same request was refused already; they are not taken again.
         :return: ``None`` where there is no key left to try.
         """
+        if len(self.keys) == 1 and not tried:
+            return self.keys[0]
         now = self._now()
         for place in range(self._next, self._next + len(self.keys)):
             key = self.keys[place % len(self.keys)]

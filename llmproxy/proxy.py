@@ -11,6 +11,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from llmproxy import errors, rights
 from llmproxy.config import Client
+from llmproxy.credentials import has_own_place
 from llmproxy.forwarding import Forwarding
 from llmproxy.http.interfaces import IStreamedRequest
 from llmproxy.route import Gateway, Route
@@ -30,20 +31,24 @@ class ProxyResource(Resource):
         self._gateway = gateway
         self._route = route
         self._upstream = route.upstream
+        # Nearly all want their key where tokens are looked for anyway.
+        self._credential = route.upstream.credential if has_own_place(route.upstream.credential) else None
         self._prefix = b"/" + route.upstream.name.encode("ascii")
 
     def render(self, request: IStreamedRequest) -> int:
         """Refuse the request or forward it; any method will do."""
         target = request.uri[len(self._prefix) :]
         query = target.partition(b"?")[2]
-        caller = self._gateway.credentials.authorize(request.requestHeaders, self._upstream.credential, query)
+        caller = self._gateway.credentials.authorize(request.requestHeaders, self._credential, query)
         if not target.startswith(b"/"):
             errors.answer(
                 request, errors.NOT_FOUND, f"Nothing is here; the API begins at /{self._upstream.name}/."
             )
         elif caller is None:
             errors.answer(request, errors.UNAUTHORIZED)
-        elif (missing := self._missing_right(caller.client, request)) is not None:
+        elif rights.depend_on_place(caller.client) and (
+            missing := self._missing_right(caller.client, request)
+        ):
             errors.answer(request, errors.FORBIDDEN, missing)
         else:
             Forwarding(self._gateway, self._route, request, caller, target).start()

@@ -16,6 +16,11 @@ from llmproxy.config import Client
 _LOOPBACK: tuple[IPv4Address | IPv6Address, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
+def depend_on_place(client: Client) -> bool:
+    """Tell whether a client's rights depend on where it calls from, or whom it asks."""
+    return client.upstreams is not None or bool(client.networks)
+
+
 def missing_for_network(client: Client, host: str | None) -> str | None:
     """Tell which right is missing to call from somewhere.
 
