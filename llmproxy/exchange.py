@@ -1,16 +1,24 @@
 """One forwarded request: what is known about it, and how it ended.
 
 An Exchange is filled in by the proxy while a request is served, and handed to observers once, when it is over, whatever way
-it ended. It never holds a query, a header or a body.
+it ended. It never holds a query, a prompt or an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from enum import Enum
+from random import getrandbits
+from types import MappingProxyType
 
 import attrs
 from twisted.logger import Logger
+
+from llmproxy.usage.model import Reading
+
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 class Ending(Enum):
@@ -24,28 +32,57 @@ class Ending(Enum):
     PROXY_FAILED = "proxy failed"
 
 
+def new_id() -> str:
+    """Make an id of 26 characters: hexadecimal, the milliseconds of the Unix time first, so that ids sort by time."""
+    return f"{time.time_ns() // 1_000_000:012x}{getrandbits(56):014x}"
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
 @attrs.define
 class Exchange:
-    """What is known about one forwarded request.
+    """What is known about one request to an upstream, be it forwarded or refused.
 
-    :ivar client: the name of the client whose token it carried.
+    :ivar client: the name of the client whose token it carried; ``None`` where it carried none that is known.
     :ivar path: without the query, which may hold keys.
-    :ivar started: seconds, by the reactor's clock.
+    :ivar started: when its headers were there, in seconds by the reactor's clock.
+    :ivar at: the same, in UTC.
+    :ivar id: what the client is told as ``x-llmproxy-request-id``; see :func:`new_id`.
     :ivar status: what the client was answered; ``None`` where it left before.
-    :ivar first_byte: seconds from the start to the response's headers.
-    :ivar duration: seconds from the start to the end.
+    :ivar asked_model: the model that the request named, where that was to be seen.
+    :ivar received: bytes of the request's body.
     :ivar sent: bytes of the response's body.
+    :ivar first_byte: seconds from the start to the response's headers.
+    :ivar first_token: seconds from the start to the first token of the answer.
+    :ivar duration: seconds from the start to the end.
+    :ivar reused: whether the connection to the upstream had carried a request before.
+    :ivar upstream_request_id: what the upstream calls it.
+    :ivar labels: ids of sessions and agents, by the names of the headers that carried them.
+    :ivar reading: what the answer said of itself, where that was read.
+    :ivar cost: in micro-dollars, 1e-6 USD; ``None`` where it is not known.
     """
 
-    client: str
+    client: str | None
     upstream: str
     method: str
     path: str
     started: float
+    at: datetime = attrs.Factory(_now)
+    id: str = attrs.Factory(new_id)
     status: int | None = None
-    first_byte: float | None = None
-    duration: float | None = None
+    asked_model: str | None = None
+    received: int = 0
     sent: int = 0
+    first_byte: float | None = None
+    first_token: float | None = None
+    duration: float | None = None
+    reused: bool | None = None
+    upstream_request_id: str | None = None
+    labels: Mapping[str, str] = _NO_LABELS
+    reading: Reading | None = None
+    cost: int | None = None
     ending: Ending | None = None
 
 

@@ -18,9 +18,10 @@ from llmproxy.credentials import Caller
 from llmproxy.deadline import Deadline
 from llmproxy.exchange import Ending, Exchange
 from llmproxy.http.fields import Fields
-from llmproxy.http.held_body import again, hold
+from llmproxy.http.held_body import again, hold, release
 from llmproxy.http.interfaces import IAbortableResponse
 from llmproxy.keyring import REFUSALS, Key
+from llmproxy.observation import Observation
 from llmproxy.relay import Relay
 from llmproxy.route import Gateway, Route
 from llmproxy.tunnel import Tunnel
@@ -36,7 +37,13 @@ class Forwarding:
     _log = Logger()
 
     def __init__(
-        self, gateway: Gateway, route: Route, request: Any, caller: Caller, raw_target: bytes
+        self,
+        gateway: Gateway,
+        route: Route,
+        request: Any,
+        caller: Caller,
+        raw_target: bytes,
+        exchange: Exchange,
     ) -> None:
         self._gateway = gateway
         self._route = route
@@ -52,24 +59,24 @@ class Forwarding:
         self._gave_up = False
         self._uploaded = 0
         self._deadline = Deadline(gateway.clock, self._too_late)
-        self._exchange = Exchange(
-            client=caller.client.name,
-            upstream=route.upstream.name,
-            method=request.method.decode("ascii"),
-            path=request.path.decode("ascii"),
-            started=gateway.clock.seconds(),
-        )
+        self._exchange = exchange
+        self._observation: Observation | None = None
 
     def start(self) -> None:
         """Send the request on; everything after this is a reaction to the upstream, the client or the clock."""
         self._request.notifyFinish().addErrback(self._client_left)
+        gateway = self._gateway
+        if gateway.observers:
+            self._observation = Observation(
+                self._exchange, self._upstream.family, gateway.clock, gateway.session_headers
+            )
+            self._observation.look_at_request(self._request, self._target)
         if rights.depend_on_model(self._caller.client):
             self._try(self._admit)
         else:
             self._try(self._send)
 
     def _try(self, attempt: Callable[[], Deferred[Any]]) -> None:
-        self._deadline.set(self._upstream.timeouts.first_byte)
         answer: Deferred[Any] = maybeDeferred(attempt)
         self._answer = answer
         answer.addCallbacks(self._answered, self._not_answered).addErrback(self._broken)
@@ -87,6 +94,7 @@ class Forwarding:
 
     def _send(self) -> Deferred[Any]:
         request, token = self._request, self._caller.token
+        self._deadline.set(self._upstream.timeouts.first_byte)
         keyring = self._route.keyring
         if len(keyring.keys) > 1 and not self._tried:
             self._body = hold(self._body, self._gateway.max_resent_body)
@@ -96,6 +104,7 @@ class Forwarding:
         header, parameter = self._route.presented(key)
         sealed = headers.seal(request.requestHeaders, self._upstream, header, token, request.websocket)
         if request.body is not None:
+            self._uploaded = request.body.received
             request.body.seal_trailers = lambda trailers: headers.seal_trailers(trailers, token)
         url = self._upstream.base_url.join(target.seal(self._target, token, parameter))
         return self._route.client.request(request.method, url, sealed, self._body, self._interim_answered)
@@ -111,19 +120,25 @@ class Forwarding:
             response.abort()
             self._try(self._send)
             return
+        release(self._body)  # the response may go on for long
         self._response = response
         self._exchange.first_byte = self._elapsed()
         self._exchange.status = response.code
         request = self._request
         request.setResponseCode(response.code, response.phrase)
         request.responseHeaders = headers.strip_hop_by_hop(response.headers)
+        self._gateway.tell(self._exchange, request)
+        look = None
+        if self._observation is not None:
+            self._observation.look_at_response(response)
+            look = self._observation.feed
         request.requestHeaders.settle()  # a stream may be open for long
         response.headers.settle()
         if response.code == 101:
             self._join(response)
             return
         idle = self._upstream.timeouts.idle
-        relay = self._passage = Relay(request, response, self._deadline, idle, self._over)
+        relay = self._passage = Relay(request, response, self._deadline, idle, self._over, look)
         response.deliverBody(relay)
         if not request.startedWriting:
             request.write(b"")  # nothing of the body came with the headers, and they do not wait for it
@@ -223,6 +238,7 @@ class Forwarding:
             self._request.unregisterProducer()
             self._exchange.status = errors.INTERNAL_ERROR.status
             self._request.responseHeaders = Fields()
+            self._gateway.tell(self._exchange, self._request)
             errors.answer(self._request, errors.INTERNAL_ERROR, errors.SEE_LOG)
         self._over(Ending.PROXY_FAILED)
 
@@ -232,12 +248,11 @@ class Forwarding:
             return
         self._deadline.close()
         exchange.ending = ending
-        exchange.duration = self._elapsed()
         if self._passage is not None:
             exchange.sent = self._passage.sent
-        for observer in self._gateway.observers:
-            with self._log.failuresHandled("An observer of exchanges failed"):
-                observer(exchange)
+        if self._observation is not None:
+            self._observation.close()
+        self._gateway.end(exchange, ending)
 
     def _elapsed(self) -> float:
         return self._gateway.clock.seconds() - self._exchange.started

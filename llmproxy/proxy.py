@@ -12,6 +12,7 @@ from twisted.web.server import NOT_DONE_YET
 from llmproxy import errors, rights
 from llmproxy.config import Client
 from llmproxy.credentials import has_own_place
+from llmproxy.exchange import Ending, Exchange
 from llmproxy.forwarding import Forwarding
 from llmproxy.http.interfaces import IStreamedRequest
 from llmproxy.route import Gateway, Route
@@ -40,19 +41,30 @@ class ProxyResource(Resource):
         target = request.uri[len(self._prefix) :]
         query = target.partition(b"?")[2]
         caller = self._gateway.credentials.authorize(request.requestHeaders, self._credential, query)
+        exchange = self._gateway.begin(self._upstream, request, caller)
         if not target.startswith(b"/"):
-            errors.answer(
-                request, errors.NOT_FOUND, f"Nothing is here; the API begins at /{self._upstream.name}/."
-            )
+            message = f"Nothing is here; the API begins at /{self._upstream.name}/."
+            self._refuse(exchange, request, errors.NOT_FOUND, message)
         elif caller is None:
-            errors.answer(request, errors.UNAUTHORIZED)
+            self._refuse(exchange, request, errors.UNAUTHORIZED)
         elif rights.depend_on_place(caller.client) and (
             missing := self._missing_right(caller.client, request)
         ):
-            errors.answer(request, errors.FORBIDDEN, missing)
+            self._refuse(exchange, request, errors.FORBIDDEN, missing)
         else:
-            Forwarding(self._gateway, self._route, request, caller, target).start()
+            Forwarding(self._gateway, self._route, request, caller, target, exchange).start()
         return NOT_DONE_YET
+
+    def _refuse(
+        self,
+        exchange: Exchange,
+        request: IStreamedRequest,
+        problem: errors.Problem,
+        message: str | None = None,
+    ) -> None:
+        exchange.status = problem.status
+        errors.answer(request, problem, message)
+        self._gateway.end(exchange, Ending.REFUSED)
 
     def _missing_right(self, client: Client, request: IStreamedRequest) -> str | None:
         return rights.missing_for_upstream(client, self._upstream.name) or rights.missing_for_network(

@@ -29,6 +29,7 @@ class Relay(Protocol):
         When it expires, :meth:`upstream_silent` is to be called.
     :param idle_timeout: seconds of silence after which the upstream is given up.
     :param over: called once, with the ending, when nothing more will be written.
+    :param look: called with each chunk once it is written, for who records what passes.
     :ivar sent: bytes of the body written so far.
     """
 
@@ -41,6 +42,7 @@ class Relay(Protocol):
         deadline: Deadline,
         idle_timeout: float,
         over: Callable[[Ending], None],
+        look: Callable[[bytes], None] | None = None,
     ) -> None:
         self._request = request
         self._response = response
@@ -49,6 +51,7 @@ class Relay(Protocol):
         self._idle_timeout = idle_timeout
         self._write = request.write
         self._over = over
+        self._look = look
         self._ended = False
         self.sent = 0
 
@@ -62,6 +65,8 @@ class Relay(Protocol):
         self._wait(self._idle_timeout)
         self.sent += len(data)
         self._write(data)
+        if self._look is not None:
+            self._look(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """End the client's response as the upstream's ended: whole, or cut off."""
@@ -103,6 +108,7 @@ class Relay(Protocol):
     def _end(self, ending: Ending) -> None:
         self._ended = True
         over, self._over = self._over, _nothing  # who is told refers back to this
+        self._look = None
         over(ending)
 
     def _truncate(self) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
+from twisted.logger import Logger
 
 from llmproxy.config import Credential, Place, Upstream
-from llmproxy.credentials import Credentials
+from llmproxy.credentials import Caller, Credentials
 from llmproxy.deadline import Clock
-from llmproxy.exchange import Observer
+from llmproxy.exchange import Ending, Exchange, Observer
 from llmproxy.http.fields import Pair
+from llmproxy.http.interfaces import IStreamedRequest
 from llmproxy.keyring import Key, Keyring
+from llmproxy.observation import SESSION_HEADERS
 from llmproxy.transparent import TransparentClient
+
+_log = Logger()
 
 Presented = tuple[Pair | None, bytes | None]
 
@@ -52,9 +57,38 @@ class Gateway:
     :ivar clock: for the timeouts of exchanges; see :class:`~llmproxy.deadline.SharedClock`.
     :ivar observers: told of each exchange when it is over.
     :ivar max_resent_body: bytes of a request's body that are held so that it can be sent again with another key.
+    :ivar tell_id: tell clients the id of each exchange.
+    :ivar session_headers: those, in lower case, whose values are recorded.
     """
 
     credentials: Credentials
     clock: Clock
     observers: Sequence[Observer] = ()
     max_resent_body: int = 1024 * 1024
+    tell_id: bool = True
+    session_headers: tuple[bytes, ...] = SESSION_HEADERS
+
+    def begin(self, upstream: Upstream, request: IStreamedRequest, caller: Caller | None) -> Exchange:
+        """Begin the record of an exchange; its client is told its id with whatever is answered."""
+        exchange = Exchange(
+            client=None if caller is None else caller.client.name,
+            upstream=upstream.name,
+            method=request.method.decode("ascii"),
+            path=request.path.decode("ascii"),
+            started=self.clock.seconds(),
+        )
+        self.tell(exchange, request)
+        return exchange
+
+    def tell(self, exchange: Exchange, request: IStreamedRequest) -> None:
+        """Put the id of an exchange into a response's headers."""
+        if self.tell_id:
+            request.responseHeaders.addRawHeader(b"x-llmproxy-request-id", exchange.id.encode("ascii"))
+
+    def end(self, exchange: Exchange, ending: Ending) -> None:
+        """The exchange is over: tell the observers."""
+        exchange.ending = ending
+        exchange.duration = self.clock.seconds() - exchange.started
+        for observer in self.observers:
+            with _log.failuresHandled("An observer of exchanges failed"):
+                observer(exchange)

@@ -271,6 +271,7 @@ class UpstreamResponse:
     version = (b"HTTP", 1, 1)
     request = None
     previousResponse = None
+    reused = False
 
     def __init__(self, clock: Clock, code: int, phrase: bytes, headers: Headers, length: object) -> None:
         self._clock = clock
@@ -480,7 +481,11 @@ class Proxy:
     """
 
     def __init__(
-        self, config: Config = CONFIG, observers: Sequence[Observer] = (), agent: Any = None
+        self,
+        config: Config = CONFIG,
+        observers: Sequence[Observer] = (),
+        agent: Any = None,
+        tell_id: bool = False,
     ) -> None:
         self.clock = Clock()
         self.agent = agent or ScriptedAgent(self.clock)
@@ -490,6 +495,7 @@ class Proxy:
             clock=self.clock,
             observers=[*observers, self.exchanges.append],
             max_resent_body=config.max_resent_body,
+            tell_id=tell_id,
         )
         cors = Cors(config.cors_origins) if config.cors_origins else None
         routes = [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from typing import Any
 
 import pytest
@@ -66,7 +67,8 @@ class TestAuthorization:
         assert response.rest == b""
         assert client.ending == "open"
         assert proxy.agent.requests == []
-        assert proxy.exchanges == []
+        (exchange,) = proxy.exchanges
+        assert (exchange.client, exchange.status, exchange.ending) == (None, 401, Ending.REFUSED)
 
     def test_a_refused_head_has_no_body_and_leaves_the_connection_usable(self, proxy: Proxy) -> None:
         client = proxy.ask(b"/anthropic/api/hello", method=b"HEAD", headers=())
@@ -818,7 +820,7 @@ class TestOwnFaults:
     def test_an_exception_while_a_resource_renders_is_a_500_in_json_and_logged(
         self, proxy: Proxy, logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("llmproxy.forwarding.Exchange", lambda **_: 1 // 0)
+        monkeypatch.setattr("llmproxy.route.Exchange", lambda **_: 1 // 0)
         client = proxy.ask(b"/openai/v1/x?key=" + TOKEN)
         assert len(logged_failures.flush(ZeroDivisionError)) == 1
         response = client.response()
@@ -892,8 +894,13 @@ class TestObservers:
         upstream.chunk(b"de")
         assert proxy.exchanges == []
         upstream.end()
+        (exchange,) = proxy.exchanges
+        assert len(exchange.id) == 26
+        assert abs(exchange.at.timestamp() - time.time()) < 60
         assert proxy.exchanges == [
             Exchange(
+                id=exchange.id,
+                at=exchange.at,
                 client="default",
                 upstream="openai",
                 method="POST",
@@ -902,7 +909,9 @@ class TestObservers:
                 status=201,
                 first_byte=2.0,
                 duration=5.0,
+                received=2,
                 sent=5,
+                reused=False,
                 ending=Ending.COMPLETED,
             )
         ]

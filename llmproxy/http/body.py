@@ -56,6 +56,7 @@ class RequestBody:
         self._done: Deferred[None] | None = None
         self._failure: Failure | None = None
         self._held: list[bytes] = []
+        self._look: Callable[[bytes], None] | None = None
         self._paused = False
         self._dropped = False
 
@@ -80,6 +81,8 @@ class RequestBody:
     def feed(self, data: bytes) -> None:
         """Pass on what came."""
         self.received += len(data)
+        if self._look is not None:
+            self._look(data)
         if self._dropped:
             return
         if self._consumer is None:
@@ -90,6 +93,7 @@ class RequestBody:
     def end(self, trailers: Fields | None) -> None:
         """The body is whole."""
         self.over = True
+        self._look = None
         self._wanted = _nothing  # who is told refers back to this
         self._trailers = trailers
         self._tell()
@@ -103,6 +107,12 @@ class RequestBody:
             self._tell()
 
     # What its reader calls
+
+    def watch(self, look: Callable[[bytes], None]) -> None:
+        """See :class:`~llmproxy.http.interfaces.IStreamedBody`."""
+        for data in self._held:
+            look(data)
+        self._look = None if self.over else look
 
     def whole(self) -> bytes | None:
         """See :class:`~llmproxy.http.interfaces.IStreamedBody`."""

@@ -6,6 +6,7 @@ way to drop a response that nobody waits for any more, and what HTTP/1.1 can say
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IProtocol
@@ -28,6 +29,9 @@ class IStreamedBody(IBodyProducer, IWholeBody):
     """The body of a client's request."""
 
     received: int = Attribute("Bytes that came from the client.")
+
+    def watch(look: Callable[[bytes], None]) -> None:
+        """Let somebody look at each part as it comes, and at those that came already; to be called before it is read."""
 
 
 class IStreamedRequest(IRequest):
@@ -62,6 +66,7 @@ class IAbortableResponse(IResponse):
     """
 
     trailers: Headers | None = Attribute("Fields that followed a chunked body; known when the body is over.")
+    reused: bool = Attribute("The connection had carried another exchange before.")
 
     def switchProtocols(protocol: IProtocol) -> None:
         """Hand the connection of a response with status 101 over, with whatever the upstream sent behind its headers."""

@@ -36,6 +36,7 @@ class Response:
         self, connection: UpstreamConnection, code: int, phrase: bytes, headers: Fields, length: Any
     ) -> None:
         self._connection = connection
+        self.reused = connection.exchanges > 1
         self.code = code
         self.phrase = phrase
         self.headers = headers

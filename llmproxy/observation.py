@@ -1,0 +1,101 @@
+"""What is looked at while an exchange passes, for its record: copies only, and nothing waits for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmproxy.asked_model import Known, model_of_target
+from llmproxy.asked_model.glance import Glance
+from llmproxy.config import Family
+from llmproxy.deadline import Clock
+from llmproxy.exchange import Ending, Exchange
+from llmproxy.usage.tap import Tap, tap_for
+
+# Ids that clients give their sessions and agents: Claude Code's. A setting lists more.
+SESSION_HEADERS = (
+    b"x-claude-code-session-id",
+    b"x-claude-code-agent-id",
+    b"x-claude-code-parent-agent-id",
+)
+_LONGEST_LABEL = 256  # characters
+_REQUEST_IDS = (b"request-id", b"x-request-id")  # Anthropic's and OpenAI's names
+
+
+class Observation:
+    """The record of one exchange in the making.
+
+    :param labels: the headers, in lower case, whose values are recorded.
+    """
+
+    def __init__(
+        self, exchange: Exchange, family: Family, clock: Clock, labels: tuple[bytes, ...] = SESSION_HEADERS
+    ) -> None:
+        self._exchange = exchange
+        self._family = family
+        self._now = clock.seconds
+        self._labels = labels
+        self._body: Any = None
+        self._glance: Glance | None = None
+        self._tap: Tap | None = None
+        self._feed: Any = None
+
+    def look_at_request(self, request: Any, target: bytes) -> None:
+        """Note what the request says of itself.
+
+        :param request: an ``IStreamedRequest``.
+        :param target: what stands behind the upstream's prefix.
+        """
+        exchange, headers = self._exchange, request.requestHeaders
+        found = {
+            name.decode("ascii"): values[0].decode("latin-1")[:_LONGEST_LABEL]
+            for name in self._labels
+            if (values := headers.values_of(name))
+        }
+        if found:
+            exchange.labels = found
+        body = self._body = request.body
+        if self._family is Family.GEMINI or b"model" in target or b"deployment" in target:
+            named = model_of_target(self._family, target)
+            if isinstance(named, Known):
+                exchange.asked_model = named.model
+                return
+        if body is None or headers.values_of(b"content-encoding"):
+            return
+        if b"json" in b"".join(headers.values_of(b"content-type")):
+            self._glance = Glance()
+            body.watch(self._glance.feed)
+
+    def look_at_response(self, response: Any) -> None:
+        """Note what the response's headers say, and choose a tap for its body."""
+        exchange, headers = self._exchange, response.headers
+        exchange.reused = response.reused
+        for name in _REQUEST_IDS:
+            if values := headers.values_of(name):
+                exchange.upstream_request_id = values[0].decode("latin-1")[:_LONGEST_LABEL]
+        tap = self._tap = tap_for(
+            self._family,
+            exchange.path.encode("ascii"),
+            b", ".join(headers.values_of(b"content-type")),
+            b", ".join(headers.values_of(b"content-encoding")),
+        )
+        if tap is not None:
+            self._feed = tap.feed
+
+    def feed(self, data: bytes) -> None:
+        """Look at a part of the response's body, which has been passed on."""
+        if self._feed is None:
+            return
+        self._feed(data)
+        if self._exchange.first_token is None and self._tap is not None and self._tap.first_token:
+            self._exchange.first_token = self._now() - self._exchange.started
+
+    def close(self) -> None:
+        """The exchange is over: complete its record."""
+        exchange = self._exchange
+        if self._body is not None:
+            exchange.received = self._body.received
+        if self._glance is not None:
+            exchange.asked_model = self._glance.model
+        if self._tap is not None:
+            exchange.reading = self._tap.close(exchange.ending is Ending.COMPLETED)
+        self._tap = self._feed = self._glance = self._body = None

@@ -1,0 +1,99 @@
+"""What is known of the tokens that an answer used (:class:`Usage`), and all that was read out of an answer (:class:`Reading`).
+
+What a provider did not say is ``None``, never 0: a bill of which a part is unknown must not look like a small one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+
+# Where the usage of an exchange comes from: the provider said it; it did not; the answer was too large, or not readable, to be
+# accounted; or ("none") nobody looked, as there is nothing to be read in such an answer.
+Source = Literal["reported", "absent", "too_large", "undecodable", "none"]
+
+# How an answer ended: with what its API ends an answer with; before that; or with an error, be it one after a status of 200.
+Outcome = Literal["complete", "cut", "failed"]
+
+
+@attrs.frozen
+class Usage:
+    """The tokens of one answer, in parts that do not overlap and that a price can be put on.
+
+    ``input_tokens``, ``cache_read_tokens`` and both kinds of cache writes add up to all that was put in. The other counts are
+    parts of one of those: audio and images of what stands before them in their names, reasoning of the output.
+
+    :ivar input_tokens: neither read from a cache nor written to one.
+    :ivar output_tokens: all output, reasoning included.
+    :ivar cache_write_5m_tokens: written to a cache at its usual, shorter time to live; also where no time was told.
+    :ivar cache_write_1h_tokens: written to a cache for an hour.
+    :ivar reasoning_tokens: part of ``output_tokens``.
+    :ivar input_audio_tokens: part of ``input_tokens``; so are the ``input_image_tokens``.
+    :ivar cached_audio_tokens: part of ``cache_read_tokens``.
+    :ivar server_tool_uses: how often the provider's own tools were run, by names such as ``web_search_requests``.
+    :ivar billable: it costs something; counting tokens beforehand does not.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_5m_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    output_audio_tokens: int | None = None
+    cached_audio_tokens: int | None = None
+    input_image_tokens: int | None = None
+    output_image_tokens: int | None = None
+    server_tool_uses: Mapping[str, int] | None = None
+    billable: bool = True
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was reported at all."""
+        return any(getattr(self, name) is not None for name in (*_COUNTS, "server_tool_uses"))
+
+    def __add__(self, other: Usage) -> Usage:
+        """The usage of both: what is unknown of one of them counts as nothing, of both it stays unknown."""
+        sums: dict[str, Any] = {name: _sum(getattr(self, name), getattr(other, name)) for name in _COUNTS}
+        mine, its = self.server_tool_uses, other.server_tool_uses
+        if mine is not None or its is not None:
+            mine, its = mine or {}, its or {}
+            sums["server_tool_uses"] = {
+                name: mine.get(name, 0) + its.get(name, 0) for name in {**mine, **its}
+            }
+        return Usage(**sums, billable=self.billable or other.billable)
+
+
+_COUNTS = tuple(
+    field.name for field in attrs.fields(Usage) if field.name not in ("server_tool_uses", "billable")
+)
+
+
+@attrs.frozen
+class Reading:
+    """What a tap found in an answer. Texts are ASCII, printable and short, whatever was sent.
+
+    :ivar model: the model that answered, as the provider named it.
+    :ivar stop_reason: why the model stopped, in the provider's word.
+    :ivar service_tier: in the provider's word: ``priority``, ``flex``, ``batch`` and the like.
+    :ivar usage: given where ``source`` is ``"reported"``, and only there.
+    :ivar error: the type of the error, where ``outcome`` is ``"failed"``.
+    """
+
+    model: str | None
+    response_id: str | None
+    stop_reason: str | None
+    service_tier: str | None
+    usage: Usage | None
+    source: Source
+    outcome: Outcome
+    error: str | None = None
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other

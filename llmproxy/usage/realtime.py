@@ -1,0 +1,60 @@
+"""The messages of a WebSocket: OpenAI's Realtime API, and its responses where they are asked for over one.
+
+One socket carries many turns, each of which is a response of its own with a usage of its own: so here, unlike in a stream,
+usage is summed. Model, id and stop reason are those of the last turn, and so is the outcome: an error ends a turn, and the next
+one may be well.
+
+Frames are put together, and inflated, before: what is fed is one whole message at a time, as the upstream sent it.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from llmproxy.usage.model import Reading, Usage
+from llmproxy.usage.openai import OpenAIReader
+from llmproxy.usage.reader import Body, Event
+from llmproxy.usage.sse import LIMIT
+
+
+class Messages(Body):
+    """Takes the messages of a socket."""
+
+    def __init__(self) -> None:
+        self._turn = OpenAIReader()  # the turn that runs, or the next one
+        super().__init__(self._turn)  # until a turn has ended
+        self._usage: Usage | None = None
+        self._first_token = False
+        self._too_large = False
+
+    @property
+    def first_token(self) -> bool:
+        """A first piece of what the model makes has passed, in the first turn."""
+        return self._first_token
+
+    def feed(self, data: bytes) -> None:
+        """Take a message."""
+        turn = self._turn
+        if turn.ordinary(data):
+            return
+        if len(data) > LIMIT:
+            self._too_large = True
+            return
+        turn.event(Event(b"", data))
+        self._first_token = self._first_token or turn.first_token
+        if turn.ended or turn.error:
+            used = turn.usage()
+            if used is not None:
+                self._usage = used if self._usage is None else self._usage + used
+            self.reader = turn
+            self._turn = OpenAIReader()
+            self._turn.model = turn.model  # Realtime tells it once
+
+    def close(self, whole: bool) -> Reading:
+        """Take note that the socket is closed; a socket between two turns lacks nothing, however it was closed."""
+        is_open = self._turn.response_id is not None
+        last = self._turn if is_open else self.reader
+        reading = last.reading(not is_open, "too_large" if self._too_large else None)
+        if self._too_large or self._usage is None:
+            return reading
+        return attrs.evolve(reading, usage=self._usage, source="reported")

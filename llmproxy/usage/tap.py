@@ -1,0 +1,152 @@
+"""Which tap an answer gets: something that is fed a copy of its bytes as they pass, and in the end tells what was used.
+
+A tap is not allowed to cost an answer: it never raises, whatever it is fed, and it holds no more than some tens of kilobytes,
+or 8 MiB of an event that matters. All bytes in all pieces lead to the same reading. The one exception is a brotli body of which
+a few bytes stand for megabytes: whether that is read or not depends on the pieces.
+"""
+
+from __future__ import annotations
+
+from llmproxy.config.credential import Family
+from llmproxy.decoding import Decoder, TooLarge, Undecodable, decoder
+from llmproxy.usage.anthropic import AnthropicReader
+from llmproxy.usage.gemini import GeminiReader
+from llmproxy.usage.json_array import JSONArray
+from llmproxy.usage.json_body import JSONBody
+from llmproxy.usage.model import Reading, Source
+from llmproxy.usage.openai import OpenAIReader
+from llmproxy.usage.reader import Body, Reader
+from llmproxy.usage.realtime import Messages
+from llmproxy.usage.sse import EventStream
+
+# Bytes that are decompressed at once: no more than 8 MiB can come of them, of which llmproxy.decoding takes no more in a call.
+_AT_ONCE = {"gzip": 4096, "x-gzip": 4096, "deflate": 4096, "br": 128, "zstd": 128}
+
+_READERS: dict[Family, type[Reader]] = {
+    Family.OPENAI: OpenAIReader,
+    Family.ANTHROPIC: AnthropicReader,
+    Family.GEMINI: GeminiReader,
+}
+# Many an upstream offers APIs of several families, and their paths tell them apart.
+_BY_PATH: tuple[tuple[bytes, type[Reader]], ...] = (
+    (b"/chat/completions", OpenAIReader),
+    (b"/responses", OpenAIReader),
+    (b"/messages", AnthropicReader),
+    (b"/messages/count_tokens", AnthropicReader),
+    (b":generateContent", GeminiReader),
+    (b":streamGenerateContent", GeminiReader),
+)
+
+
+class Tap:
+    """Is fed a copy of an answer, and tells what was used.
+
+    :ivar fault: what went wrong in the tap itself, to be logged: the accounting is lost then, and nothing else.
+    """
+
+    def __init__(self, body: Body, decoding: Decoder | None = None, given_up: Source | None = None) -> None:
+        self._body = body
+        self._take = body.feed if decoding is None else self._decode
+        self._decoder = decoding
+        self._at_once = min((_AT_ONCE[name] for name in decoding.codings), default=0) if decoding else 0
+        self._given_up = given_up
+        self._reading: Reading | None = None
+        self.fault: Exception | None = None
+
+    @property
+    def first_token(self) -> bool:
+        """A first piece of what the model makes has passed, in a stream; of other answers it is not known when it did."""
+        return self._body.first_token
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body, as they were sent; of a socket, the next message."""
+        try:
+            self._take(data)
+        except Exception as fault:
+            # Whatever it is, the answer goes on.
+            self._give_up("undecodable", fault)
+
+    def close(self, whole: bool) -> Reading:
+        """Tell what was found; nothing more is taken.
+
+        :param whole: the body was delimited as it should be, and nothing of it is missing.
+        """
+        if self._reading is None:
+            self._reading = self._close(whole)
+            self._take = _ignore
+        return self._reading
+
+    def _decode(self, data: bytes) -> None:
+        try:
+            for at in range(0, len(data), self._at_once):
+                decoded = decoding.feed(data[at : at + self._at_once])
+                if decoded:
+                    self._body.feed(decoded)
+        except TooLarge:
+            self._give_up("too_large")
+        except Undecodable:
+            self._give_up("undecodable")
+
+    def _close(self, whole: bool) -> Reading:
+        if not self._given_up:
+            try:
+                return self._body.close(whole and self._is_decoded())
+            except Exception as fault:
+                self._give_up("undecodable", fault)
+        # How much was read before does not depend on the answer alone, so none of it counts.
+        return Reading(
+            None, None, None, None, None, self._given_up or "undecodable", "complete" if whole else "cut"
+        )
+
+    def _is_decoded(self) -> bool:
+        try:
+            if self._decoder is not None:
+                self._decoder.close()
+        except Undecodable:
+            return False
+        return True
+
+    def _give_up(self, source: Source, fault: Exception | None = None) -> None:
+        self._given_up = source
+        self.fault = fault
+        self._take = _ignore
+
+
+def _ignore(data: bytes) -> None:
+    """Take no more."""
+
+
+def tap_for(family: Family, path: bytes, content_type: bytes, content_encoding: bytes) -> Tap | None:
+    """Choose a tap for an answer, or ``None`` where there is nothing to be read in such an answer.
+
+    :param family: of the upstream.
+    :param path: of the request, as the upstream gets it; a query does not matter.
+    :param content_type: the value of the answer's header; ``b""`` where it has none.
+    :param content_encoding: the value of the answer's header, several joined by commas; ``b""`` where it has none.
+    """
+    if family is Family.NONE:
+        return None
+    path = path.partition(b"?")[0].rstrip(b"/")
+    reader = next((made for end, made in _BY_PATH if path.endswith(end)), _READERS[family])()
+    kind = content_type.partition(b";")[0].strip().lower()
+    body: Body
+    if kind == b"text/event-stream":
+        body = EventStream(reader)
+    elif kind != b"application/json" and not kind.endswith(b"+json"):
+        return None
+    elif path.endswith(b":streamGenerateContent"):
+        body = JSONArray(reader)
+    else:
+        body = JSONBody(reader)
+    decoding = decoder(content_encoding)
+    if decoding is None or len(decoding.codings) > 1:  # one that is unknown, or several, which nobody sends
+        return Tap(body, given_up="undecodable")
+    return Tap(body, decoding if decoding.codings else None)
+
+
+def tap_for_messages(family: Family) -> Tap | None:
+    """Choose a tap for the messages that an upstream sends through a WebSocket, or ``None`` where none can read them.
+
+    It is fed one whole message at a time, without its frames and inflated.
+    """
+    return Tap(Messages()) if family is Family.OPENAI else None
