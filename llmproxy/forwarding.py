@@ -197,6 +197,7 @@ class Forwarding:
             failure.raiseException()
         self._log.warn("{message}", message=message)
         self._exchange.status = problem.status
+        self._gateway.tell(self._exchange, self._request)
         errors.answer(self._request, problem, message)
         self._over(ending)
 

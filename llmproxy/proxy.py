@@ -63,6 +63,7 @@ class ProxyResource(Resource):
         message: str | None = None,
     ) -> None:
         exchange.status = problem.status
+        self._gateway.tell(exchange, request)
         errors.answer(request, problem, message)
         self._gateway.end(exchange, Ending.REFUSED)
 

@@ -69,19 +69,17 @@ class Gateway:
     session_headers: tuple[bytes, ...] = SESSION_HEADERS
 
     def begin(self, upstream: Upstream, request: IStreamedRequest, caller: Caller | None) -> Exchange:
-        """Begin the record of an exchange; its client is told its id with whatever is answered."""
-        exchange = Exchange(
+        """Begin the record of an exchange."""
+        return Exchange(
             client=None if caller is None else caller.client.name,
             upstream=upstream.name,
             method=request.method.decode("ascii"),
             path=request.path.decode("ascii"),
             started=self.clock.seconds(),
         )
-        self.tell(exchange, request)
-        return exchange
 
     def tell(self, exchange: Exchange, request: IStreamedRequest) -> None:
-        """Put the id of an exchange into a response's headers."""
+        """Put the id of an exchange into the headers of its response."""
         if self.tell_id:
             request.responseHeaders.addRawHeader(b"x-llmproxy-request-id", exchange.id.encode("ascii"))
 
