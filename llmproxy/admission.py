@@ -7,6 +7,7 @@ so that the upstream never has the whole request.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -16,7 +17,15 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from llmproxy import rights
-from llmproxy.asked_model import Hidden, Known, ModelReader, may_name_none, model_of_target
+from llmproxy.asked_model import (
+    Hidden,
+    Known,
+    ModelReader,
+    SessionGuard,
+    may_name_none,
+    model_of_path,
+    model_of_target,
+)
 from llmproxy.config import Client, Upstream
 from llmproxy.http.fields import Fields
 
@@ -41,13 +50,15 @@ def _admit(client: Client, upstream: Upstream, request: Any, target: bytes) -> A
     named = model_of_target(upstream.family, target)
     if named is not None:
         _check(client, named)
-        return body
-    if request.websocket or may_name_none(
-        request.method, has_body=body is not None, is_websocket=request.websocket
-    ):
-        return body  # a WebSocket names it in its frames, which are looked at as they pass
+    if request.websocket:
+        return body  # what comes in its frames is looked at as they pass
     if body is None:
-        raise Forbidden("The request names no model, and its client may only use some.")
+        if named is None and not may_name_none(request.method, has_body=False, is_websocket=False):
+            raise Forbidden("The request names no model, and its client may only use some.")
+        return body
+    if model_of_path(upstream.family, target) is not None:
+        return body
+    # A model in the query does not stand for that of the body: most APIs ignore a query that they have no use for.
     fields = request.requestHeaders
     reader = ModelReader(
         b", ".join(fields.values_of(b"content-type")), b", ".join(fields.values_of(b"content-encoding"))
@@ -59,6 +70,16 @@ def _admit(client: Client, upstream: Upstream, request: Any, target: bytes) -> A
     reader.close()
     _check(client, reader.answer)
     return body
+
+
+def session_guard(client: Client, upstream: Upstream, target: bytes, extensions: bytes) -> SessionGuard:
+    """Make the guard of a WebSocket whose handshake was let in.
+
+    :param extensions: of the upstream's answer.
+    """
+    named = model_of_target(upstream.family, target)
+    model = named.model if isinstance(named, Known) else None
+    return SessionGuard(model, extensions, partial(rights.missing_for_model, client))
 
 
 def _check(client: Client, answer: Any) -> None:
@@ -82,6 +103,7 @@ class ReadBody:
         self._done: Deferred[None] | None = None
         self._end: Failure | bool = False
         self._settled = False
+        self._paused = False  # by who takes it
         self._known: Deferred[Any] | None = None
         self.length = body.length
 
@@ -172,18 +194,20 @@ class ReadBody:
         early, self._early = self._early, []
         for data in early:
             consumer.write(data)
-        if self._end is False:
-            self._body.resumeProducing()
-        else:
+        if self._end is not False:
             self._finish()
+        elif not self._paused:
+            self._body.resumeProducing()
         return done
 
     def pauseProducing(self) -> None:
         """Read nothing more for now."""
+        self._paused = True
         self._body.pauseProducing()
 
     def resumeProducing(self) -> None:
         """Read on."""
+        self._paused = False
         self._body.resumeProducing()
 
     def stopProducing(self) -> None:

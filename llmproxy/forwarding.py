@@ -120,7 +120,8 @@ class Forwarding:
             response.abort()
             self._try(self._send)
             return
-        release(self._body)  # the response may go on for long
+        release(self._body)
+        self._body = None  # the response may go on for long
         self._response = response
         self._exchange.first_byte = self._elapsed()
         self._exchange.status = response.code
@@ -173,10 +174,23 @@ class Forwarding:
     def _join(self, response: IAbortableResponse) -> None:
         """Both sides agreed to speak WebSocket: from here on, bytes pass as they come."""
         self._deadline.clear()
-        tunnel = self._passage = Tunnel(lambda: self._over(Ending.COMPLETED), self._gateway.clock)
+        extensions = b", ".join(response.headers.getRawHeaders(b"sec-websocket-extensions", ()))
+        look = None if self._observation is None else self._observation.look_at_session(extensions)
+        tunnel = Tunnel(self._session_over, self._gateway.clock, look)
+        self._passage = tunnel
+        if rights.depend_on_model(self._caller.client):
+            guard = admission.session_guard(self._caller.client, self._upstream, self._target, extensions)
+            tunnel.guard(guard, self._session_refused)
         headers.offer_websocket(self._request.responseHeaders)
         self._request.switchProtocols(tunnel.client)
         response.switchProtocols(tunnel.upstream)
+
+    def _session_over(self) -> None:
+        self._over(Ending.COMPLETED)
+
+    def _session_refused(self, reason: str) -> None:
+        self._log.warn("A WebSocket session was ended: {reason}", reason=reason)
+        self._over(Ending.REFUSED)
 
     # When it fails
 

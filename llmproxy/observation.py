@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from llmproxy.asked_model import Known, model_of_target
 from llmproxy.asked_model.glance import Glance
 from llmproxy.config import Family
 from llmproxy.deadline import Clock
 from llmproxy.exchange import Ending, Exchange
-from llmproxy.usage.tap import Tap, tap_for
+from llmproxy.frames import FrameError, FrameReader, Kind
+from llmproxy.usage import Tap, tap_for, tap_for_messages
 
 # Ids that clients give their sessions and agents: Claude Code's. A setting lists more.
 SESSION_HEADERS = (
@@ -17,6 +22,7 @@ SESSION_HEADERS = (
     b"x-claude-code-agent-id",
     b"x-claude-code-parent-agent-id",
 )
+_LARGEST_MESSAGE = 8 * 2**20  # bytes of a message on a WebSocket that are looked at
 _LONGEST_LABEL = 256  # characters
 _REQUEST_IDS = (b"request-id", b"x-request-id")  # Anthropic's and OpenAI's names
 
@@ -26,6 +32,8 @@ class Observation:
 
     :param labels: the headers, in lower case, whose values are recorded.
     """
+
+    _log = Logger()
 
     def __init__(
         self, exchange: Exchange, family: Family, clock: Clock, labels: tuple[bytes, ...] = SESSION_HEADERS
@@ -72,6 +80,8 @@ class Observation:
         for name in _REQUEST_IDS:
             if values := headers.values_of(name):
                 exchange.upstream_request_id = values[0].decode("latin-1")[:_LONGEST_LABEL]
+        if exchange.method != "POST" or response.code == 101:
+            return  # what GET shows was made, and paid for, before
         tap = self._tap = tap_for(
             self._family,
             exchange.path.encode("ascii"),
@@ -81,11 +91,36 @@ class Observation:
         if tap is not None:
             self._feed = tap.feed
 
+    def look_at_session(self, extensions: bytes) -> Callable[[bytes], None] | None:
+        """Choose a tap for what the upstream sends on a WebSocket.
+
+        :param extensions: that both sides agreed to.
+        """
+        tap = self._tap = tap_for_messages(self._family)
+        if tap is None:
+            return None
+        try:
+            frames = FrameReader(extensions, from_client=False, limit=_LARGEST_MESSAGE)
+        except FrameError:
+            return None
+
+        def feed(data: bytes) -> None:
+            for message in frames.feed(data):
+                if message.kind is Kind.TEXT:
+                    tap.feed(message.data)
+
+        self._feed = feed
+        return self.feed
+
     def feed(self, data: bytes) -> None:
         """Look at a part of the response's body, which has been passed on."""
         if self._feed is None:
             return
-        self._feed(data)
+        try:
+            self._feed(data)
+        except FrameError:
+            self._feed = None  # what follows cannot be told; what was seen stays
+            return
         if self._exchange.first_token is None and self._tap is not None and self._tap.first_token:
             self._exchange.first_token = self._now() - self._exchange.started
 
@@ -98,4 +133,6 @@ class Observation:
             exchange.asked_model = self._glance.model
         if self._tap is not None:
             exchange.reading = self._tap.close(exchange.ending is Ending.COMPLETED)
+            if self._tap.fault is not None:
+                self._log.failure("An answer's usage could not be read", Failure(self._tap.fault))
         self._tap = self._feed = self._glance = self._body = None

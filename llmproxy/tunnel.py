@@ -1,6 +1,7 @@
 """Two connections joined after a 101: bytes pass both ways, as they come, until either side ends.
 
-Each side sets the pace of the other; nothing is held, read or counted but the bytes.
+Each side sets the pace of the other, and nothing is held. Only what a client with a list of models sends is looked at first
+(:class:`~llmproxy.asked_model.SessionGuard`), and what an upstream sends may be looked at in passing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from llmproxy.asked_model import Hidden, SessionGuard
 from llmproxy.deadline import Clock
 from llmproxy.http.departure import Departure
 
@@ -22,16 +24,34 @@ class Tunnel:
 
     :param over: called once, when both ways are closed.
     :param clock: for looking whether a side that the other does not let us read has left.
+    :param look: called with each part of what the upstream sent, once it is written.
     :ivar client: the protocol for the client's connection.
     :ivar upstream: the protocol for the upstream's connection.
     """
 
-    def __init__(self, over: Callable[[], None], clock: Clock) -> None:
+    def __init__(
+        self, over: Callable[[], None], clock: Clock, look: Callable[[bytes], None] | None = None
+    ) -> None:
         self._over = over
         self.client = _End(self._ended, clock)
         self.upstream = _End(self._ended, clock)
         self.client.other = self.upstream
         self.upstream.other = self.client
+        self.upstream.look = look
+
+    def guard(self, guard: SessionGuard, refused: Callable[[str], None]) -> None:
+        """Let pass of what the client sends only what it may.
+
+        :param refused: called with the reason when something did not pass; then both ends are cut off.
+        """
+        self.client.check = guard.feed
+
+        def check() -> None:
+            if isinstance(guard.answer, Hidden):
+                refused(guard.answer.reason)
+                self.client.cut()
+
+        self.client.checked = check
 
     @property
     def sent(self) -> int:
@@ -49,6 +69,9 @@ class _End(Protocol):
 
     other: _End
     transport: Any = None
+    look: Callable[[bytes], None] | None = None
+    check: Callable[[bytes], bytes] | None = None
+    checked: Callable[[], None]
 
     def __init__(self, ended: Callable[[], None], clock: Clock) -> None:
         self._ended = ended
@@ -74,16 +97,22 @@ class _End(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Pass it on."""
         self.received += len(data)
+        passed = data if self.check is None else self.check(data)
         if self.other.transport is None:
-            self._early.append(data)
-        else:
-            self.other.transport.write(data)
+            self._early.append(passed)
+        elif passed:
+            self.other.transport.write(passed)
+        if self.look is not None:
+            self.look(data)
+        if self.check is not None:
+            self.checked()
 
     def pauseProducing(self) -> None:
         """The other side has enough for now."""
         self.transport.pauseProducing()
         if self._departure is None:
-            self._departure = Departure(self._clock, self.transport, self._left)
+            # Who left took nothing, and what the other side was sent would wait for ever.
+            self._departure = Departure(self._clock, self.transport, self.cut)
         self._departure.watch()
 
     def resumeProducing(self) -> None:
@@ -96,10 +125,11 @@ class _End(Protocol):
         """The other side is gone."""
         self.transport.loseConnection()
 
-    def _left(self) -> None:
-        """This side left while the other took nothing: what that was sent would wait for ever."""
-        self.other.transport.abortConnection()
-        self.transport.abortConnection()
+    def cut(self) -> None:
+        """End both sides at once."""
+        for end in (self.other, self):
+            if end.transport is not None:
+                end.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The end of one side ends the other, after what it was sent."""

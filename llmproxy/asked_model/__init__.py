@@ -10,11 +10,15 @@ request                               its model
 ====================================  ==============================================================================
 target that names one (by path or     that one. Gemini and Azure go by the path, WebSockets by the query, so the body
 query: :func:`model_of_target`)       is not read. Path and query may not name different ones.
-WebSocket handshake, otherwise        none that can be read: it would come in a frame, so it is refused.
+WebSocket handshake, otherwise        that of the first message, which is read once the upstream has agreed to speak
+                                      (:class:`SessionGuard`).
 GET, HEAD, OPTIONS, DELETE without a  none, and none is run: it passes (:func:`may_name_none`).
 body, otherwise
 anything else                         that of its body (:class:`ModelReader`), JSON or a form; refused if it has none.
 ====================================  ==============================================================================
+
+Behind a WebSocket's handshake, whatever named the session's model, each message of the client is read whole by a
+:class:`SessionGuard` before it passes, since it could name another one.
 
 A body is passed on from the moment that its model is known, and read along to its end: JSON allows a second ``model`` to stand
 at the very end, and most parsers take the last one. Should one turn up that differs, the answer becomes :class:`Hidden`, and
@@ -29,6 +33,7 @@ is named there.
 
 from llmproxy.asked_model.answer import UNDECIDED, Answer, Hidden, Known, Undecided
 from llmproxy.asked_model.reader import LIMIT, ModelReader
+from llmproxy.asked_model.session import SessionGuard
 from llmproxy.asked_model.target import may_name_none, model_of_path, model_of_query, model_of_target
 
 __all__ = [
@@ -38,6 +43,7 @@ __all__ = [
     "Hidden",
     "Known",
     "ModelReader",
+    "SessionGuard",
     "Undecided",
     "may_name_none",
     "model_of_path",

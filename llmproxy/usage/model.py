@@ -93,6 +93,15 @@ class Reading:
     error: str | None = None
 
 
+def unread(source: Source, whole: bool) -> Reading:
+    """The reading of an answer that was not read.
+
+    :param source: why.
+    :param whole: nothing of it is missing, as far as can be told.
+    """
+    return Reading(None, None, None, None, None, source, "complete" if whole else "cut")
+
+
 def _sum(one: int | None, other: int | None) -> int | None:
     if one is None or other is None:
         return one if other is None else other

@@ -16,7 +16,7 @@ from llmproxy.usage.json_text import document, members_at_end
 from llmproxy.usage.model import Outcome, Reading, Source, Usage
 
 
-@attrs.frozen
+@attrs.define
 class Event:
     """One event of a stream.
 

@@ -94,6 +94,8 @@ def parsed(lines: bytes, is_tail: bool = False) -> Event:
 
     :param is_tail: they begin within a line of data.
     """
+    if lines.startswith(b"data:") and lines.find(b"\n") < 0 and not is_tail:
+        return Event(b"", lines[5:].removeprefix(b" "))
     name = b""
     data: list[bytes] = []
     for line in (b"data:" + lines if is_tail else lines.removeprefix(_BOM)).split(b"\n"):

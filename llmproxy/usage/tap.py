@@ -8,19 +8,17 @@ a few bytes stand for megabytes: whether that is read or not depends on the piec
 from __future__ import annotations
 
 from llmproxy.config.credential import Family
-from llmproxy.decoding import Decoder, TooLarge, Undecodable, decoder
+from llmproxy.decoding import decoder
 from llmproxy.usage.anthropic import AnthropicReader
+from llmproxy.usage.decoded import Decoded
 from llmproxy.usage.gemini import GeminiReader
 from llmproxy.usage.json_array import JSONArray
 from llmproxy.usage.json_body import JSONBody
-from llmproxy.usage.model import Reading, Source
+from llmproxy.usage.model import Reading, unread
 from llmproxy.usage.openai import OpenAIReader
 from llmproxy.usage.reader import Body, Reader
 from llmproxy.usage.realtime import Messages
 from llmproxy.usage.sse import EventStream
-
-# Bytes that are decompressed at once: no more than 8 MiB can come of them, of which llmproxy.decoding takes no more in a call.
-_AT_ONCE = {"gzip": 4096, "x-gzip": 4096, "deflate": 4096, "br": 128, "zstd": 128}
 
 _READERS: dict[Family, type[Reader]] = {
     Family.OPENAI: OpenAIReader,
@@ -44,12 +42,9 @@ class Tap:
     :ivar fault: what went wrong in the tap itself, to be logged: the accounting is lost then, and nothing else.
     """
 
-    def __init__(self, body: Body, decoding: Decoder | None = None, given_up: Source | None = None) -> None:
+    def __init__(self, body: Body) -> None:
         self._body = body
-        self._take = body.feed if decoding is None else self._decode
-        self._decoder = decoding
-        self._at_once = min((_AT_ONCE[name] for name in decoding.codings), default=0) if decoding else 0
-        self._given_up = given_up
+        self._take = body.feed
         self._reading: Reading | None = None
         self.fault: Exception | None = None
 
@@ -64,56 +59,44 @@ class Tap:
             self._take(data)
         except Exception as fault:
             # Whatever it is, the answer goes on.
-            self._give_up("undecodable", fault)
+            self._fail(fault)
 
     def close(self, whole: bool) -> Reading:
         """Tell what was found; nothing more is taken.
 
         :param whole: the body was delimited as it should be, and nothing of it is missing.
         """
+        self._take = _ignore
         if self._reading is None:
             self._reading = self._close(whole)
-            self._take = _ignore
         return self._reading
 
-    def _decode(self, data: bytes) -> None:
-        try:
-            for at in range(0, len(data), self._at_once):
-                decoded = decoding.feed(data[at : at + self._at_once])
-                if decoded:
-                    self._body.feed(decoded)
-        except TooLarge:
-            self._give_up("too_large")
-        except Undecodable:
-            self._give_up("undecodable")
-
     def _close(self, whole: bool) -> Reading:
-        if not self._given_up:
+        if self.fault is None:
             try:
-                return self._body.close(whole and self._is_decoded())
+                return self._body.close(whole)
             except Exception as fault:
-                self._give_up("undecodable", fault)
-        # How much was read before does not depend on the answer alone, so none of it counts.
-        return Reading(
-            None, None, None, None, None, self._given_up or "undecodable", "complete" if whole else "cut"
-        )
+                self._fail(fault)
+        return unread("undecodable", whole)
 
-    def _is_decoded(self) -> bool:
-        try:
-            if self._decoder is not None:
-                self._decoder.close()
-        except Undecodable:
-            return False
-        return True
-
-    def _give_up(self, source: Source, fault: Exception | None = None) -> None:
-        self._given_up = source
+    def _fail(self, fault: Exception) -> None:
         self.fault = fault
         self._take = _ignore
 
 
 def _ignore(data: bytes) -> None:
     """Take no more."""
+
+
+class _Unreadable(Body):
+    """An answer that cannot be decompressed."""
+
+    def feed(self, data: bytes) -> None:
+        """Take nothing."""
+
+    def close(self, whole: bool) -> Reading:
+        """Tell so."""
+        return unread("undecodable", whole)
 
 
 def tap_for(family: Family, path: bytes, content_type: bytes, content_encoding: bytes) -> Tap | None:
@@ -140,8 +123,8 @@ def tap_for(family: Family, path: bytes, content_type: bytes, content_encoding: 
         body = JSONBody(reader)
     decoding = decoder(content_encoding)
     if decoding is None or len(decoding.codings) > 1:  # one that is unknown, or several, which nobody sends
-        return Tap(body, given_up="undecodable")
-    return Tap(body, decoding if decoding.codings else None)
+        return Tap(_Unreadable(reader))
+    return Tap(Decoded(body, decoding) if decoding.codings else body)
 
 
 def tap_for_messages(family: Family) -> Tap | None:
