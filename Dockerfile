@@ -38,9 +38,11 @@ ENV PORT=33000
 EXPOSE 33000
 STOPSIGNAL SIGTERM
 
-# Set PORT rather than pass --port, and the health check follows. It must not go through a proxy that HTTP_PROXY names.
+# Set PORT rather than --port or a configuration file's `listen`, and the health check follows. It must not go through a proxy
+# that HTTP_PROXY names.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:%s/healthz' % os.environ['PORT'], timeout=4)"]
 
-# In exec form twistd is process 1 and gets the signals. Arguments of `docker run` are appended: `--demo`, `--port 8080`.
+# In exec form twistd is process 1 and gets the signals. Arguments of `docker run` are appended: `--demo`, `--drain 60`. The
+# `llmproxy` command is there by `--entrypoint llmproxy`.
 ENTRYPOINT ["twistd", "-n", "--pidfile=", "llmproxy"]
