@@ -53,7 +53,7 @@ class Fields(Headers):
         index = self._index or self._indexed()
         if names.isdisjoint(index):
             kept = Fields(self.pairs)
-            kept._index = index  # an index is never changed, only replaced
+            kept._index = index.copy()
         else:
             kept = Fields([pair for pair in self.pairs if pair[0].lower() not in names])
             kept._index = {name: values for name, values in index.items() if name not in names}
@@ -92,8 +92,11 @@ class Fields(Headers):
 
     def addRawHeader(self, name: str | bytes, value: str | bytes) -> None:
         """Add a field at the end."""
-        self.pairs.append((_name(name), _value(value)))
-        self._index = None
+        spelled, sent = _name(name), _value(value)
+        self.pairs.append((spelled, sent))
+        if self._index is not None:
+            lower = spelled.lower()
+            self._index[lower] = [*self._index.get(lower, ()), sent]  # a new list: the old one may be another's, too
 
     def getRawHeaders(self, name: Any, default: Any = None) -> Any:
         """The values of a field, of the type of ``name``, or ``default`` where there are none."""
