@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from llmproxy.exchange import Exchange
 
-_EVERY = 0.5  # seconds
+_EVERY = 0.25  # seconds
 
 
 class Observer(Protocol):

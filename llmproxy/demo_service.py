@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IListeningPort
 from llmproxy import demo
 from llmproxy.config import DEFAULT_DRAIN, Client, Config, Credential, Family, Upstream, token_digest
 from llmproxy.http.native import native
+from llmproxy.logs import Log
 from llmproxy.service import ProxyService
 from llmproxy.values import BaseURL
 
@@ -36,6 +37,7 @@ class DemoService(ProxyService):
     """Serves the proxy with the demo upstream behind it, and tells a newcomer what to try.
 
     :param announce: takes the text for the newcomer.
+    :param applied: puts what the command line says in the place of what the demo's configuration says.
     """
 
     def __init__(
@@ -44,18 +46,20 @@ class DemoService(ProxyService):
         listen: Sequence[str],
         drain: float = DEFAULT_DRAIN,
         announce: Callable[[str], None] = _print,
+        log: Log | None = None,
+        applied: Callable[[Config], Config] = lambda config: config,
     ) -> None:
-        super().__init__(reactor, listen, self._configure, drain)
+        super().__init__(reactor, listen, lambda: applied(self._configure()), drain, log=log)
         self._announce = announce
         self._upstream: IListeningPort | None = None
 
     def startService(self) -> None:
         """Start, and show the token and two commands to paste."""
         super().startService()
-        for port in self._ports:
-            address = port.getHost()
-            if isinstance(address, (IPv4Address, IPv6Address)):
-                self._announce(_welcome(f"http://{_reachable(address)}"))
+        for listener in self._listeners.opened:
+            if isinstance(listener.host, (IPv4Address, IPv6Address)):
+                scheme = "http" if listener.certificate is None else "https"
+                self._announce(_welcome(f"{scheme}://{_reachable(listener.host)}"))
                 return
 
     @inlineCallbacks

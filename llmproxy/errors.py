@@ -40,6 +40,7 @@ BAD_GATEWAY = Problem(502, "bad_gateway")
 # The upstream may have acted on the request, so it is not for the proxy to send it again; the SDKs of OpenAI and Anthropic take
 # this header as leave to do so.
 BAD_GATEWAY_RETRY = Problem(502, "bad_gateway", ((b"x-should-retry", b"true"),))
+SERVICE_UNAVAILABLE = Problem(503, "service_unavailable")
 GATEWAY_TIMEOUT = Problem(504, "gateway_timeout")
 
 SEE_LOG = "The proxy itself failed, not the upstream; its log says how."

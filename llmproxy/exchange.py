@@ -14,7 +14,6 @@ from random import getrandbits
 from types import MappingProxyType
 
 import attrs
-from twisted.logger import Logger
 
 from llmproxy.usage.model import Reading
 
@@ -87,23 +86,3 @@ class Exchange:
 
 
 Observer = Callable[[Exchange], None]
-
-
-class AccessLog:
-    """An observer that writes one line for each exchange."""
-
-    _log = Logger()
-
-    def __call__(self, exchange: Exchange) -> None:
-        """Write the line."""
-        self._log.info(
-            "{client} {method} {path} -> {upstream} {status}, {sent} bytes in {duration:.3f} s, {ending}",
-            client=exchange.client,
-            method=exchange.method,
-            path=exchange.path,
-            upstream=exchange.upstream,
-            status=exchange.status or "-",
-            sent=exchange.sent,
-            duration=exchange.duration or 0.0,
-            ending=exchange.ending.value if exchange.ending else "open",
-        )

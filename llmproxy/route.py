@@ -56,6 +56,7 @@ class Gateway:
 
     :ivar clock: for the timeouts of exchanges; see :class:`~llmproxy.deadline.SharedClock`.
     :ivar observers: told of each exchange when it is over.
+    :ivar open: the exchanges that are not over, by their ids.
     :ivar max_resent_body: bytes of a request's body that are held so that it can be sent again with another key.
     :ivar tell_id: tell clients the id of each exchange.
     :ivar session_headers: those, in lower case, whose values are recorded.
@@ -64,19 +65,22 @@ class Gateway:
     credentials: Credentials
     clock: Clock
     observers: Sequence[Observer] = ()
+    open: dict[str, Exchange] = attrs.Factory(dict)
     max_resent_body: int = 1024 * 1024
     tell_id: bool = True
     session_headers: tuple[bytes, ...] = SESSION_HEADERS
 
     def begin(self, upstream: Upstream, request: IStreamedRequest, caller: Caller | None) -> Exchange:
         """Begin the record of an exchange."""
-        return Exchange(
+        exchange = Exchange(
             client=None if caller is None else caller.client.name,
             upstream=upstream.name,
             method=request.method.decode("ascii"),
             path=request.path.decode("ascii"),
             started=self.clock.seconds(),
         )
+        self.open[exchange.id] = exchange
+        return exchange
 
     def tell(self, exchange: Exchange, request: IStreamedRequest) -> None:
         """Put the id of an exchange into the headers of its response."""
@@ -85,6 +89,7 @@ class Gateway:
 
     def end(self, exchange: Exchange, ending: Ending) -> None:
         """The exchange is over: tell the observers."""
+        del self.open[exchange.id]
         exchange.ending = ending
         exchange.duration = self.clock.seconds() - exchange.started
         for observer in self.observers:

@@ -1,14 +1,14 @@
 """The daemon's life: bind, serve, reload, stop. The only room that knows every other.
 
 Binding is the step that may fail, so it comes first, and its failure ends the process with one line. SIGHUP reads the
-configuration again: requests in flight end under the old one, new ones see the new one, and a wrong one changes nothing.
+configuration again: requests in flight end under the old one, new ones see the new one, listeners come and go, and a wrong one
+changes nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import resource
 import signal
 import time
@@ -17,43 +17,34 @@ from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
-from llmproxy import __version__
+from llmproxy import __version__, admin
+from llmproxy.bookkeeping import Bookkeeping
 from llmproxy.config import DEFAULT_DRAIN, Config, ConfigError
 from llmproxy.cors import Cors
 from llmproxy.credentials import Credentials
 from llmproxy.deadline import SharedClock
-from llmproxy.exchange import AccessLog
-from llmproxy.http.native import native
 from llmproxy.http.server import Site
+from llmproxy.listeners import Listeners
+from llmproxy.logs import Log
+from llmproxy.observation import SESSION_HEADERS
 from llmproxy.route import Gateway
 from llmproxy.routes import Routes
 from llmproxy.site import build, mark
-
-
-class CannotListen(SystemExit, Exception):
-    """A listener that could not be opened.
-
-    twistd tidies up after an Exception, and of a SystemExit the interpreter prints one line instead of a traceback: this is
-    both.
-    """
 
 
 class ProxyService(Service):
     """Serves the proxy on its listeners, as long as it runs.
 
     :param reactor: carries everything; it is given, never imported.
-    :param listen: Twisted endpoint descriptions, for example ``tcp:33000``.
+    :param listen: Twisted endpoint descriptions, for example ``tcp:33000``; ``None`` for those of the configuration.
     :param load: reads the configuration; raises :class:`~llmproxy.config.ConfigError` where it is wrong.
     :param drain: seconds that requests in flight have to end when the service stops.
     :param access_log: write a line for each exchange.
+    :param log: the log of the process, where that is ours to set up.
     """
 
     name = "llmproxy"
@@ -62,21 +53,31 @@ class ProxyService(Service):
     def __init__(
         self,
         reactor: Any,
-        listen: Sequence[str],
+        listen: Sequence[str] | None,
         load: Callable[[], Config],
         drain: float = DEFAULT_DRAIN,
         access_log: bool = True,
+        log: Log | None = None,
     ) -> None:
         self._reactor = reactor
         self._listen = listen
         self._load = load
         self._drain = drain
-        self._access_log = access_log
-        self._ports: list[IListeningPort] = []
+        self._process_log = log
         self._stopping = False
         self._routes = Routes(reactor)
         self._clock = SharedClock(reactor)
-        self._site: Site
+        self._site = Site(Resource(), reactor)
+        self._listeners = Listeners(reactor, self._site)
+        self._books = Bookkeeping(reactor, lambda: self._site.open, lambda: self._routes.pools, access_log)
+        self._admin_site = Site(admin.build(self._books.metrics.registry, self._why_not_ready), reactor)
+        self._admin = Listeners(reactor, self._admin_site)
+
+    def setServiceParent(self, parent: Any) -> None:
+        """See ``IService``; twistd asks its application for a log."""
+        super().setServiceParent(parent)
+        if self._process_log is not None:
+            self._process_log.attach(parent)
 
     def privilegedStartService(self) -> None:
         """Bind, while the process may still hold the privileges that low ports want.
@@ -86,10 +87,9 @@ class ProxyService(Service):
         super().privilegedStartService()
         _raise_descriptor_limit()
         self._config = self._load()
-        self._site = Site(Resource(), self._reactor)
         self._apply()
-        for description in self._listen:
-            self._ports.append(self._bind(description))
+        self._listeners.start(self._wanted(self._config))
+        self._admin.start(_wanted_by_admin(self._config))
 
     def startService(self) -> None:
         """Say what is served where, and take signals once the reactor has installed its own handlers."""
@@ -98,7 +98,7 @@ class ProxyService(Service):
         self._log.info(
             "llmproxy {version} listens on {addresses}; {upstreams}",
             version=__version__,
-            addresses=", ".join(_describe(port.getHost()) for port in self._ports),
+            addresses=", ".join(map(str, self._listeners.opened)),
             upstreams=", ".join(
                 f"/{upstream.name}/ goes to {upstream.base_url.netloc.decode('ascii')}"
                 for upstream in self._config.upstreams
@@ -112,59 +112,65 @@ class ProxyService(Service):
     def stopService(self) -> Generator[Deferred[Any], Any, None]:
         """Close the listeners, let what is in flight end, up to a deadline, and abort what is left then."""
         super().stopService()
-        ports, self._ports = self._ports, []
-        for port in ports:
-            yield maybeDeferred(port.stopListening)
-        if ports:
-            drained = self._site.drain()
-            deadline = self._reactor.callLater(self._drain, self._out_of_time)
-            yield drained
-            if deadline.active():
-                deadline.cancel()
+        yield self._listeners.close()
+        drained = self._site.drain()
+        deadline = self._reactor.callLater(self._drain, self._out_of_time)
+        yield drained
+        if deadline.active():
+            deadline.cancel()
+        yield self._admin.close()
+        self._admin_site.abort()
         self._routes.close()
         self._clock.close()
+        yield self._books.close()
 
     def reload(self) -> None:
         """Read the configuration again and serve new requests by it; where it is wrong, log why and keep the old one."""
         try:
             config = self._load()
+            self._listeners.change(self._wanted(config))
+            self._admin.change(_wanted_by_admin(config))
         except ConfigError as error:
+            self._books.metrics.reloaded(False)
             self._log.error(
                 "Nothing was reloaded, the old configuration stays. {problems}", problems=str(error)
             )
             return
         self._config = config
         self._apply()
+        self._books.metrics.reloaded(True)
         self._log.info("Reloaded the configuration")
         self._warn()
 
     def _apply(self) -> None:
         """Serve new requests by the present configuration."""
         config = self._config
+        if self._process_log is not None:
+            self._process_log.change(config.logging.format, config.logging.level)
+        self._books.change(config)
         gateway = Gateway(
             credentials=Credentials(config.clients, time.time),
             clock=self._clock,
-            observers=[AccessLog()] if self._access_log else [],
+            observers=self._books.observers,
+            open=self._books.open,
             max_resent_body=config.max_resent_body,
+            tell_id=config.accounting.request_id,
+            session_headers=(*SESSION_HEADERS, *config.accounting.session_headers),
         )
         cors = Cors(config.cors_origins) if config.cors_origins else None
-        self._site.resource = build(gateway, self._routes.change(config), cors)
+        self._site.resource = build(gateway, self._routes.change(config), cors, self._why_not_ready)
         self._site.mark = None if cors is None else partial(mark, cors)
         self._site.limits = config.downstream
 
-    def _bind(self, description: str) -> IListeningPort:
-        bound: list[IListeningPort] = []
-        failed: list[Failure] = []
-        # Every endpoint that serverFromString knows binds at once; the Deferred is there for others that might not.
-        endpoint = serverFromString(native(self._reactor), description)
-        endpoint.listen(self._site).addCallbacks(bound.append, failed.append)
-        if failed:
-            reason = getattr(failed[0].value, "socketError", None) or failed[0].value
-            # The reason first: of a daemon's failure to start, twistd shows its caller only the first 100 bytes.
-            raise CannotListen(
-                f"{getattr(reason, 'strerror', None) or reason}: llmproxy cannot listen on {description}"
-            )
-        return bound[0]
+    def _wanted(self, config: Config) -> Sequence[str]:
+        """Where to listen; the command line comes before the configuration."""
+        return config.listen if self._listen is None else self._listen
+
+    def _why_not_ready(self) -> str | None:
+        """What keeps this from being given requests; ``None`` where nothing does."""
+        if self._stopping or not self.running:
+            return "The proxy is being stopped, and lets what is in flight end."
+        return None if self._listeners.opened else "No listener is open."
 
     def _out_of_time(self) -> None:
         self._log.warn(
@@ -189,6 +195,10 @@ class ProxyService(Service):
             self._reactor.stop()
 
 
+def _wanted_by_admin(config: Config) -> Sequence[str]:
+    return () if config.admin is None else (config.admin,)
+
+
 def _spare_the_collector() -> None:
     """Keep the garbage collector off what will never be garbage.
 
@@ -207,13 +217,3 @@ def _raise_descriptor_limit() -> None:
         # Some systems refuse a soft limit of "unlimited" though the hard one says so.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _describe(address: object) -> str:
-    if isinstance(address, IPv6Address):
-        return f"[{address.host}]:{address.port}"
-    if isinstance(address, IPv4Address):
-        return f"{address.host}:{address.port}"
-    if isinstance(address, UNIXAddress):
-        return f"unix:{os.fsdecode(address.name or b'')}"
-    return str(address)

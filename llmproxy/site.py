@@ -1,4 +1,4 @@
-"""The Resource tree, built from a Config: ``/healthz``, and a prefix for each upstream.
+"""The Resource tree, built from a Config: ``/healthz``, ``/readyz``, and a prefix for each upstream.
 
 The tree is walked by the raw bytes of the request target, and a target that could be understood in two ways is refused before
 any resource sees it. So what is authorized, what is routed and what is forwarded are the same bytes.
@@ -13,6 +13,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
 from llmproxy import errors
+from llmproxy.admin import Health, Readiness, Ready
 from llmproxy.cors import Cors
 from llmproxy.proxy import ProxyResource
 from llmproxy.route import Gateway, Route
@@ -27,7 +28,7 @@ class Root(Resource):
         self._cors = cors
         for name, child in children.items():
             self.putChild(name.encode("ascii"), child)
-        known = ", ".join(f"/{name}/" for name in children if name != "healthz")
+        known = ", ".join(f"/{name}/" for name in children if name not in ("healthz", "readyz"))
         self._not_found = Refusal(errors.NOT_FOUND, f"Nothing is here; the upstreams are at {known}.")
 
     def getChildWithDefault(self, path: bytes, request: IRequest) -> IResource:
@@ -82,29 +83,13 @@ def mark(cors: Cors, request: IRequest) -> None:
         request.responseHeaders.addRawHeader(name, value)
 
 
-class Health(Resource):
-    """``/healthz``: the process is up and serves. It asks no token, and no upstream."""
-
-    isLeaf = True
-
-    def render(self, request: IRequest) -> int:
-        """Answer GET and HEAD."""
-        if request.path != b"/healthz":
-            errors.answer(request, errors.NOT_FOUND, "Nothing is here; the health check is at /healthz.")
-        elif request.method not in (b"GET", b"HEAD"):
-            errors.answer(request, errors.METHOD_NOT_ALLOWED, "The health check answers GET and HEAD.")
-        else:
-            request.setHeader(b"Content-Type", b"text/plain")
-            request.setHeader(b"Content-Length", b"2")
-            request.write(b"ok")
-            request.finish()
-        return NOT_DONE_YET
-
-
-def build(gateway: Gateway, routes: Iterable[Route], cors: Cors | None = None) -> Root:
+def build(
+    gateway: Gateway, routes: Iterable[Route], cors: Cors | None = None, why_not: Readiness = lambda: None
+) -> Root:
     """Make the tree over some routes.
 
     :param cors: the rule for cross-origin requests, where any are allowed.
+    :param why_not: what ``/readyz`` asks.
     """
     upstreams: dict[str, IResource] = {route.upstream.name: ProxyResource(gateway, route) for route in routes}
-    return Root({**upstreams, "healthz": Health()}, cors)
+    return Root({**upstreams, "healthz": Health(), "readyz": Ready(why_not)}, cors)

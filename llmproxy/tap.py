@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 from twisted.application.service import IService
 from twisted.python import usage
 
-from llmproxy import __version__, config, values
+from llmproxy import __version__, config, logs, values
 from llmproxy.http import reactor as engine_reactor
 
 
@@ -28,12 +29,28 @@ class Options(usage.Options):
         ["demo", None, "Serve a built-in upstream that needs no keys, for a first look."],
         ["access-log", None, "Write a line for each exchange; --demo does so by itself."],
     ]
+    optParameters = [
+        [
+            "log-format",
+            None,
+            None,
+            "What the log is written in: text or json. [default: as configured, else text]",
+        ],
+        [
+            "log-level",
+            None,
+            None,
+            "The least level that is written: debug, info, warn or error. [default: info]",
+        ],
+    ]
 
     def __init__(self) -> None:
         super().__init__()
-        self.listen: list[str] = []
+        self.listen: list[str] = []  # empty: where the configuration says
         self.file: str | None = None
+        self.admin: str | None = None
         self.drain = config.DEFAULT_DRAIN
+        self.logging = config.Logging()
         self.load: Callable[[], config.Config]
 
     def opt_port(self, port: str) -> None:
@@ -44,6 +61,13 @@ class Options(usage.Options):
             raise usage.UsageError(f"--port {problem}") from None
 
     opt_p = opt_port
+
+    def opt_admin_port(self, port: str) -> None:
+        """Where to serve /metrics and /readyz: a number, for this machine alone, or a Twisted endpoint. [default: nowhere]."""
+        try:
+            self.admin = config.parse_admin_port(port)
+        except ValueError as problem:
+            raise usage.UsageError(f"--admin-port {problem}") from None
 
     def opt_config(self, file: str) -> None:
         """The configuration file. [default: the one that LLMPROXY_CONFIG names, if any]."""
@@ -70,13 +94,28 @@ class Options(usage.Options):
             raise usage.UsageError("--demo serves a configuration of its own; it takes no --config.")
         if self.file is None and os.environ.get(config.FILE_VARIABLE, "").strip():
             self.opt_config(os.environ[config.FILE_VARIABLE].strip())
-        self.load = lambda: config.load(os.environ, self.file)
+        for name, choices in (("log-format", logs.FORMATS), ("log-level", logs.LEVELS)):
+            if self[name] is not None and self[name] not in choices:
+                raise usage.UsageError(f"--{name} is one of {', '.join(choices)}, not {self[name]!r}.")
+        self.load = lambda: self.applied_to(config.load(os.environ, self.file))
+        self.logging = self._logging(self.logging)
         try:
-            listen = [f"tcp:{config.load_port(os.environ)}"] if self["demo"] else self.load().listen
+            if self["demo"]:
+                self.listen = self.listen or [f"tcp:{config.load_port(os.environ)}"]
+            else:
+                self.logging = self.load().logging
         except config.ConfigError as error:
             raise usage.UsageError(str(error)) from None
-        self.listen = self.listen or list(listen)
         engine_reactor.install()
+
+    def applied_to(self, read: config.Config) -> config.Config:
+        """A configuration with what the command line says in the place of what it says itself."""
+        return attrs.evolve(read, admin=self.admin or read.admin, logging=self._logging(read.logging))
+
+    def _logging(self, read: config.Logging) -> config.Logging:
+        return attrs.evolve(
+            read, format=self["log-format"] or read.format, level=self["log-level"] or read.level
+        )
 
 
 def makeService(options: Options) -> IService:
@@ -88,6 +127,9 @@ def makeService(options: Options) -> IService:
     from llmproxy.service import ProxyService
 
     made: Any = reactor
+    log = logs.open_log(options.parent, made, options.logging.format, options.logging.level)
     if options["demo"]:
-        return DemoService(made, options.listen, options.drain)
-    return ProxyService(made, options.listen, options.load, options.drain, bool(options["access-log"]))
+        return DemoService(made, options.listen, options.drain, log=log, applied=options.applied_to)
+    return ProxyService(
+        made, options.listen or None, options.load, options.drain, bool(options["access-log"]), log
+    )

@@ -75,7 +75,7 @@ def seal(raw: bytes, local_token: bytes, parameter: bytes | None) -> bytes:
         and unquote_to_bytes(pair.partition(b"=")[0]) != name
     ]
     if parameter is not None:
-        kept = [*(pair for pair in kept if pair), parameter]
+        kept = [parameter] if kept == [b""] else [*kept, parameter]
     elif not kept:
         return path
     return path + b"?" + b"&".join(kept)

@@ -12,7 +12,7 @@ class TestUsage:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            ([], "llmproxy: one of these must follow: client, check, env; see llmproxy --help\n"),
+            ([], "llmproxy: one of these must follow: client, check, env, usage; see llmproxy --help\n"),
             (["client"], "llmproxy client: one of these must follow: new, list, rotate, revoke; "),
             (["serve"], "llmproxy: Unknown command: serve; "),
             (["client", "new"], "llmproxy client new: it takes one NAME; "),

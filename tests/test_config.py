@@ -10,9 +10,12 @@ import trustme
 from llmproxy.config import (
     DEFAULT_MAX_RESENT_BODY,
     DEFAULT_PORT,
+    NO_LEDGER,
+    Accounting,
     ConfigError,
     Credential,
     Family,
+    Logging,
     Timeouts,
     Upstream,
     load,
@@ -62,6 +65,8 @@ def test_the_five_required_settings_are_enough() -> None:
     assert openai.limits == anthropic.limits == UpstreamLimits()
     assert config.downstream == DownstreamLimits()
     assert (config.https_proxy, config.no_proxy) == (None, "")
+    assert attrs.evolve(config.accounting, ledger=NO_LEDGER) == Accounting()
+    assert (config.logging, config.admin) == (Logging("text", "info"), None)
 
 
 def test_optional_settings_are_used(tmp_path: Path) -> None:
@@ -73,8 +78,16 @@ def test_optional_settings_are_used(tmp_path: Path) -> None:
             "PORT": "8080",
             "ANTHROPIC_VERSION": "2023-06-01",
             "OPENAI_CA_FILE": str(ca_file),
+            "LLMPROXY_LEDGER": "sqlite:///srv/ledger",
+            "LLMPROXY_LEDGER_RETENTION": "90",
+            "LOG_FORMAT": "json",
+            "LOG_LEVEL": "error",
+            "ADMIN_PORT": "9100",
         }
     )
+    assert config.accounting == Accounting("sqlite:///srv/ledger", retention_days=90)
+    assert config.logging == Logging("json", "error")
+    assert config.admin == "tcp:9100:interface=127.0.0.1"
     assert config.listen == ("tcp:8080",)
     openai, anthropic = config.upstreams
     assert openai.default_headers == ()
@@ -102,6 +115,7 @@ COUNTS = {
     "CLIENT_MAX_CONNECTIONS": ("downstream", "connections", 10_000),
     "CLIENT_MAX_CONNECTIONS_PER_ADDRESS": ("downstream", "connections_per_address", 10_000),
 }
+WATCHING = ["LLMPROXY_LEDGER", "LLMPROXY_LEDGER_RETENTION", "LOG_FORMAT", "LOG_LEVEL", "ADMIN_PORT"]
 
 
 @pytest.mark.parametrize("name", [*SECONDS, *COUNTS])
@@ -145,6 +159,8 @@ def test_a_config_cannot_be_changed() -> None:
     config = load(ENVIRON)
     for thing in (
         config,
+        config.accounting,
+        config.logging,
         config.clients[0],
         config.upstreams[0].timeouts,
         config.upstreams[0],
@@ -176,7 +192,7 @@ def test_all_that_is_malformed_is_named_at_once_in_the_text_of_the_error() -> No
         "PORT": "70000",
         "ANTHROPIC_VERSION": "two words",
         "OPENAI_CA_FILE": "/nowhere/ca.pem",
-        **dict.fromkeys([*SECONDS, *COUNTS], "many"),
+        **dict.fromkeys([*SECONDS, *COUNTS, *WATCHING], "many"),
     }
     with pytest.raises(ConfigError) as caught:
         load(environ)
@@ -191,7 +207,9 @@ def test_an_empty_required_setting_is_named(name: str, value: str) -> None:
     assert problem(**{name: value}) == f"{name} is empty."
 
 
-@pytest.mark.parametrize("name", ["PORT", "ANTHROPIC_VERSION", "OPENAI_CA_FILE", *SECONDS, *COUNTS])
+@pytest.mark.parametrize(
+    "name", ["PORT", "ANTHROPIC_VERSION", "OPENAI_CA_FILE", *SECONDS, *COUNTS, *WATCHING]
+)
 def test_an_empty_optional_setting_is_named_too(name: str) -> None:
     assert problem(**{name: ""}) == f"{name} is empty."
 

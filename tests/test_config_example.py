@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llmproxy.config import Config, ConfigError, load
 from llmproxy.config.problems import Where, dotted
 from llmproxy.config.reference import reference
-from llmproxy.config.schema import ClientTable, DefaultsTable, File, LimitsTable, UpstreamTable
+from llmproxy.config.schema import ClientTable, DefaultsTable, File, LimitsTable, PriceTable, UpstreamTable
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = (ROOT / "contrib" / "llmproxy.example.toml").read_text()
@@ -45,6 +45,7 @@ def test_the_example_can_be_used(directory: Path) -> None:
     config = load_text(EXAMPLE, directory)
     assert [upstream.name for upstream in config.upstreams] == list(DATA["upstreams"])
     assert [client.name for client in config.clients] == ["alice", "ci"]
+    assert len(config.accounting.prices) == len(DATA["prices"]) + 1  # one of them for a tier
     assert config.warnings() == []
 
 
@@ -55,13 +56,14 @@ def test_the_example_shows_every_key() -> None:
     shown = {key for table in DATA["upstreams"].values() for key in table}
     assert shown >= set(UpstreamTable.model_fields) - set(DefaultsTable.model_fields)
     assert {key for table in DATA["clients"].values() for key in table} == set(ClientTable.model_fields)
+    assert {key for table in DATA["prices"].values() for key in table} == set(PriceTable.model_fields)
 
 
 def test_the_page_about_the_file_is_made_from_the_schema() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == reference()
 
 
-@pytest.mark.parametrize("table", [File, LimitsTable, DefaultsTable, UpstreamTable, ClientTable])
+@pytest.mark.parametrize("table", [File, LimitsTable, DefaultsTable, UpstreamTable, ClientTable, PriceTable])
 def test_every_key_is_on_it_with_its_meaning(table: Any) -> None:
     for key, field in table.model_fields.items():
         if field.description is None:

@@ -228,7 +228,7 @@ class TestTopLevel:
         assert config.proxy_for("llm.example") is None
 
     def test_what_is_not_said_is_the_default(self, given: Given) -> None:
-        config = given.load(UPSTREAM + CLIENT)
+        config = given.load(UPSTREAM + CLIENT, LLMPROXY_LEDGER="none")
         assert config == Config(config.upstreams, config.clients)
 
     @pytest.mark.parametrize(
@@ -405,6 +405,7 @@ class TestWithTheEnvironment:
 SECONDS = "a number of seconds, more than 0 and at most 86400"
 COUNT = "a whole number from 1 to 2147483648"
 DATE = "a date or a date with a time, without quotes"
+PRICE = "a number from 0 to 10000 with at most 9 decimals"
 ORIGIN = 'an origin such as "https://app.example", without a path, or "*"'
 
 # A line in place of the one with KEY, of an otherwise good file, and the one problem that it makes.
@@ -521,6 +522,29 @@ class TestProblems:
             ),
             ("max_resent_body = -1", "max_resent_body: found -1, but it must be a whole number of bytes from 0 to 2147483648."),
             ('https_proxy = "socks5://x"', "https_proxy is not the URL of an HTTP proxy, such as http://proxy.example:3128."),
+            ("ledger = 1", 'ledger: found 1, but it must be a URL, or "none".'),
+            ('ledger = "x"', "ledger must be sqlite:///PATH, sqlite:PATH, postgresql://USER@HOST/NAME or none."),
+            ("ledger_retention = 0", "ledger_retention: found 0, but it must be a whole number of days from 1 to 36500."),
+            ("ledger_backlog = 0", f"ledger_backlog: found 0, but it must be {COUNT}."),
+            ('request_id = "yes"', 'request_id: found "yes", but it must be true or false.'),
+            ('log_format = "xml"', 'log_format: found "xml", but it must be "text" or "json".'),
+            ('log_level = "warning"', 'log_level: found "warning", but it must be "debug", "info", "warn" or "error".'),
+            ("admin_port = 0", "admin_port is out of range: 0 (a port is 1 to 65535)."),
+            ("admin_port = true", "admin_port: found true, but it must be a port or the description of a Twisted endpoint."),
+            ('session_headers = "x"', 'session_headers: found "x", but it must be a list of names of headers.'),
+            ("session_headers = [1]", "session_headers[0]: found 1, but it must be the name of a header."),
+            ('session_headers = ["a b"]', "session_headers[0] is not the name of a header."),
+            (
+                'session_headers = ["x", "Cookie"]',
+                "session_headers[1] names a header that may hold a secret, which must not be recorded.",
+            ),
+            ("prices = 1", "prices: found 1, but it must be a table."),
+            ("prices.x = 1", "prices.x: found 1, but it must be a table."),
+            ("prices.x.inptu = 1", "prices.x.inptu: unknown key; did you mean input?"),
+            ("prices.x.tiers = 1", "prices.x.tiers: found 1, but it must be a table of tables."),
+            ("prices.x.tiers.flex = 1", "prices.x.tiers.flex: found 1, but it must be a table."),
+            ("prices.x.tiers.flex.tiers = {}", "prices.x.tiers.flex.tiers: unknown key."),
+            ("prices.x.tiers.flex.input = -1", f"prices.x.tiers.flex.input: found -1, but it must be {PRICE}."),
             ("limits = 1", "limits: found 1, but it must be a table."),
             ("upstreams = 1", "upstreams: found 1, but it must be a table."),
             ("upstreams.openai = 1", "upstreams.openai: found 1, but it must be a table."),
@@ -712,6 +736,14 @@ SECRETS = [
         'cors_origins = ["SECRET"]\n',
         'https_proxy = "ftp://user:SECRET@host"\n',
         'no_proxy = "SECRET"\n',
+        'ledger = "SECRET"\n',
+        'ledger = "postgresql://user:SECRET@host/name with spaces"\n',
+        'ledger = ["postgresql://user:SECRET@host/name"]\n',
+        'ledger_retention = "postgresql://user:SECRET@host/name"\n',
+        'admin_port = "SECRET"\n',
+        'session_headers = ["SECRET SECRET"]\n',
+        'log_level = "SECRET"\n',
+        '[prices.x]\ninput = "SECRET"\n',
         'key = "SECRET\n',
     ],
 )

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from twisted.internet.testing import MemoryReactorClock
@@ -12,7 +13,9 @@ from twisted.internet.testing import MemoryReactorClock
 from llmproxy import demo
 from llmproxy.demo_service import TOKEN, DemoService
 from tests.support import ANTHROPIC_KEY, connect, log_lines
+from tests.test_http_tls import endpoint
 from tests.test_service import Reactor, collector, limits
+from tests.upstream_support import authority
 
 __all__ = ["collector", "limits"]  # fixtures: starting a service changes the process
 
@@ -102,6 +105,12 @@ def test_the_commands_name_the_interface_that_is_listened_on(listen: str, reache
     made = Demo(listen)
     made.start()
     assert re.findall(r"http://(.*?)/(?:openai|anthropic)/", made.told[0]) == [reached, reached]
+
+
+def test_the_commands_speak_tls_where_the_listener_does(tmp_path: Path) -> None:
+    made = Demo(endpoint(tmp_path, authority()).replace("ssl:0", "ssl:443:interface=127.0.0.1"))
+    made.start()
+    assert "https://127.0.0.1:443/openai/" in made.told[0]
 
 
 def test_without_such_a_port_nothing_is_told() -> None:

@@ -23,6 +23,7 @@ from llmproxy import errors
         (errors.NOT_IMPLEMENTED, 501, "not_implemented", {}),
         (errors.BAD_GATEWAY, 502, "bad_gateway", {}),
         (errors.BAD_GATEWAY_RETRY, 502, "bad_gateway", {b"X-Should-Retry": [b"true"]}),
+        (errors.SERVICE_UNAVAILABLE, 503, "service_unavailable", {}),
         (errors.GATEWAY_TIMEOUT, 504, "gateway_timeout", {}),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
@@ -10,7 +12,7 @@ from twisted.web.resource import Resource
 
 from llmproxy.http.limits import DownstreamLimits
 from llmproxy.http.request import Request
-from llmproxy.http.server import Site
+from llmproxy.http.server import Entrance, Site
 from tests.http_support import GET, HOST, Connection, Page, Served, hi
 from tests.support import log_lines
 
@@ -28,8 +30,9 @@ class Crowd:
         self.requests: list[Request] = []
         self.site = Site(Page(self.requests.append), self.clock, DownstreamLimits(**limits))
 
-    def connect(self, host: str = "192.0.2.1") -> Connection:
-        return Connection(self.site, self.clock, host)
+    def connect(self, host: str = "192.0.2.1", by: Any = None) -> Connection:
+        """Connect one more client, by an entrance or without."""
+        return Connection(by or self.site, self.clock, host)
 
 
 class TestLimits:
@@ -172,6 +175,77 @@ class TestDrain:
         crowd.site.drain()
         connection = crowd.connect()
         connection.send(GET)
+        hi(crowd.requests[0])
+        assert connection.ending == "closed"
+
+
+class TestEntrance:
+    def test_a_connection_through_it_is_the_sites(self) -> None:
+        crowd = Crowd(connections=1)
+        entrance = Entrance(crowd.site)
+        connection = crowd.connect(by=entrance)
+        connection.send(GET)
+        hi(crowd.requests[0])
+        assert connection.answer().body == b"hi"
+        assert crowd.site.open == 1
+        assert crowd.connect(by=entrance).refused
+        connection.leave()
+        assert crowd.site.open == 0
+
+    def test_draining_it_ends_what_came_through_it_and_nothing_else(self) -> None:
+        crowd = Crowd()
+        entrance, other = Entrance(crowd.site), Entrance(crowd.site)
+        idle, busy = crowd.connect(by=entrance), crowd.connect(by=entrance)
+        elsewhere = [crowd.connect(by=other), crowd.connect()]
+        busy.send(GET)
+        crowd.requests[0].write(b"begun")
+        entrance.drain()
+        assert (idle.ending, busy.ending) == ("closed", "open")
+        crowd.requests[0].write(b" before")
+        crowd.requests[0].finish()
+        assert busy.answer().body == b"begun before"
+        assert busy.ending == "closed"
+        for connection in elsewhere:
+            connection.send(GET)
+            hi(crowd.requests[-1])
+            assert (b"Connection", b"close") not in connection.answer().headers
+            assert connection.ending == "open"
+
+    def test_an_answer_that_begins_while_it_drains_says_that_it_is_the_last(self) -> None:
+        crowd = Crowd()
+        entrance = Entrance(crowd.site)
+        connection = crowd.connect(by=entrance)
+        connection.send(GET + GET)
+        entrance.drain()
+        hi(crowd.requests[0])
+        assert (b"Connection", b"close") in connection.answer().headers
+        assert connection.ending == "closed"
+        assert len(crowd.requests) == 1
+
+    def test_a_tunnel_through_it_is_not_closed(self) -> None:
+        crowd = Crowd()
+        entrance = Entrance(crowd.site)
+        connection = crowd.connect(by=entrance)
+        connection.send(HANDSHAKE)
+        crowd.requests[0].switchProtocols(Protocol())
+        entrance.drain()
+        assert connection.ending == "open"
+
+    def test_who_was_let_in_at_the_last_moment_is_served_once(self) -> None:
+        crowd = Crowd()
+        entrance = Entrance(crowd.site)
+        entrance.drain()
+        connection = crowd.connect(by=entrance)
+        connection.send(GET)
+        hi(crowd.requests[0])
+        assert connection.answer().body == b"hi"
+        assert connection.ending == "closed"
+
+    def test_the_whole_site_drains_it_too(self) -> None:
+        crowd = Crowd()
+        connection = crowd.connect(by=Entrance(crowd.site))
+        connection.send(GET)
+        crowd.site.drain()
         hi(crowd.requests[0])
         assert connection.ending == "closed"
 

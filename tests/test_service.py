@@ -4,12 +4,13 @@ import gc
 import resource
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 from twisted.internet import error
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
@@ -17,7 +18,8 @@ from twisted.internet.testing import MemoryReactorClock
 from llmproxy import __version__
 from llmproxy.config import Config, ConfigError
 from llmproxy.http.limits import DownstreamLimits
-from llmproxy.service import CannotListen, ProxyService, _describe
+from llmproxy.listeners import CannotListen
+from llmproxy.service import ProxyService
 from llmproxy.values import BaseURL
 from tests.support import (
     ANTHROPIC_KEY,
@@ -33,6 +35,8 @@ from tests.support import (
     connect,
     log_lines,
 )
+from tests.test_http_tls import endpoint
+from tests.upstream_support import authority
 
 LISTEN = ["tcp:33000"]
 NEW_TOKEN = b"a-new-token-of-the-team"
@@ -64,10 +68,10 @@ class Reactor(MemoryReactorClock):
 class Running:
     """A service in memory; `config` is what it reads when it loads."""
 
-    def __init__(self, listen: list[str] | None = None, config: Config = CONFIG, **options: Any) -> None:
+    def __init__(self, listen: list[str] | None = LISTEN, config: Config = CONFIG, **options: Any) -> None:
         self.reactor = Reactor()
         self.config: Config | ConfigError = config
-        self.service = ProxyService(self.reactor, listen or LISTEN, self._load, **options)
+        self.service = ProxyService(self.reactor, listen, self._load, **options)
 
     def _load(self) -> Config:
         if isinstance(self.config, ConfigError):
@@ -152,6 +156,19 @@ class TestStart:
         ]
         assert [server[0] for server in running.reactor.unixServers] == ["/run/llmproxy.sock"]
 
+    def test_it_listens_where_the_configuration_says_unless_it_is_told(self) -> None:
+        config = attrs.evolve(CONFIG, listen=("tcp:8080", "tcp:8081"))
+        for listen, ports in ((None, [8080, 8081]), (["tcp:1"], [1])):
+            running = Running(listen, config)
+            running.start()
+            assert [server[0] for server in running.reactor.tcpServers] == ports
+
+    def test_a_listener_that_cannot_be_bound_stops_the_start(self) -> None:
+        running = Running(["tcp:33000", "tcp:81"])
+        running.reactor.unbindable[81] = error.CannotListenError("", 81, OSError(13, "Permission denied"))
+        with pytest.raises(CannotListen, match=r"^Permission denied: llmproxy cannot listen on tcp:81$"):
+            running.service.privilegedStartService()
+
     def test_one_line_says_where_it_listens_where_it_goes_and_which_version_it_is(self) -> None:
         lines = Running(["tcp:33000:interface=127.0.0.1", "tcp:8080", "tcp6:81:interface=\\:\\:1"]).start()
         (line,) = [line for line in lines if line.startswith("llmproxy ")]
@@ -225,6 +242,7 @@ class TestStart:
             client = running.connect()
             client.ask(b"/openai/v1/x?key=hidden", headers=[BEARER])
             client.leave()
+            running.reactor.advance(1)
         shown = [line for line in lines if "GET /openai/v1/x -> openai" in line]
         assert len(shown) == (1 if wanted else 0)
         assert not any("hidden" in line for line in lines)
@@ -234,36 +252,6 @@ class TestStart:
         running.start()
         assert running.ask(b"/openai/v1/models") == 0
         assert [attempt[1] for attempt in running.reactor.tcpClients] == [443]
-
-
-class TestCannotListen:
-    def fail(self, reason: Exception) -> CannotListen:
-        running = Running(["tcp:33000", "tcp:81"])
-        running.reactor.unbindable[81] = reason
-        with pytest.raises(CannotListen) as caught:
-            running.service.privilegedStartService()
-        return caught.value
-
-    @pytest.mark.parametrize(
-        ("reason", "words"),
-        [
-            (
-                error.CannotListenError("", 81, OSError(98, "Address already in use")),
-                "Address already in use",
-            ),
-            (error.CannotListenError("", 81, OSError(13, "Permission denied")), "Permission denied"),
-            (OverflowError("port must be 0-65535."), "port must be 0-65535."),
-        ],
-    )
-    def test_it_names_the_reason_and_the_listener(self, reason: Exception, words: str) -> None:
-        assert str(self.fail(reason)) == f"{words}: llmproxy cannot listen on tcp:81"
-
-    def test_twistd_tidies_up_after_it_and_the_interpreter_prints_one_line(self) -> None:
-        failed = self.fail(OverflowError("x"))
-        assert isinstance(failed, SystemExit)
-        assert isinstance(failed, Exception)
-        assert failed.code == str(failed)  # what the interpreter prints, with a status of 1
-        assert "\n" not in str(failed)
 
 
 class TestStop:
@@ -407,6 +395,71 @@ class TestReload:
         assert any("can be guessed" in line for line in running.reload())
 
 
+class TestReloadOfListeners:
+    def listening(self, running: Running) -> list[str]:
+        return [str(listener) for listener in running.service._listeners.opened]
+
+    def test_those_of_the_configuration_come_and_go(self) -> None:
+        running = Running(None, attrs.evolve(CONFIG, listen=("tcp:1", "tcp:2")))
+        running.start()
+        running.config = attrs.evolve(CONFIG, listen=("tcp:2", "tcp:3"))
+        assert "Reloaded the configuration" in running.reload()
+        assert self.listening(running) == ["0.0.0.0:2", "0.0.0.0:3"]
+
+    def test_those_of_the_command_line_stay(self) -> None:
+        running = Running(["tcp:1"], attrs.evolve(CONFIG, listen=("tcp:2",)))
+        running.start()
+        running.config = attrs.evolve(CONFIG, listen=("tcp:3",))
+        running.reload()
+        assert self.listening(running) == ["0.0.0.0:1"]
+
+    def test_one_that_cannot_be_bound_stops_nothing_else_from_being_reloaded(self) -> None:
+        running = Running(None, attrs.evolve(CONFIG, listen=("tcp:1",)))
+        running.start()
+        running.reactor.unbindable[2] = error.CannotListenError("", 2, OSError(13, "Permission denied"))
+        running.config = attrs.evolve(CONFIG, listen=("tcp:1", "tcp:2"), clients=(client_with(NEW_TOKEN),))
+        lines = running.reload()
+        assert "Permission denied: llmproxy cannot listen on tcp:2" in lines
+        assert "Reloaded the configuration" in lines
+        assert running.ask(b"/openai/v1/x", TOKEN) == 401
+
+    def test_a_certificate_that_cannot_be_used_is_a_wrong_configuration(self, tmp_path: Path) -> None:
+        description = endpoint(tmp_path, authority())
+        running = Running([*LISTEN, description])
+        running.start()
+        (tmp_path / "cert.pem").unlink()
+        running.config = attrs.evolve(CONFIG, clients=(client_with(NEW_TOKEN),))
+        (line,) = running.reload()
+        assert "the old configuration stays" in line
+        assert "cert.pem" in line
+        assert running.ask(b"/openai/v1/x", NEW_TOKEN) == 401
+
+    def test_a_request_on_one_that_goes_ends_and_is_the_last_on_its_connection(self) -> None:
+        running = Running(None, attrs.evolve(PLAIN, listen=("tcp:1",)))
+        running.start()
+        client = running.connect()
+        client.ask(b"/openai/v1/x", headers=[BEARER])
+        upstream = accept(running)
+        running.config = attrs.evolve(PLAIN, listen=("tcp:2",))
+        running.reload()
+        upstream.send(ANSWER)
+        assert client.response().body == b"hello"
+        assert client.response().values(b"connection") == [b"close"]
+        assert client.ending == "closed"
+
+    def test_nothing_is_opened_by_a_reload_while_it_stops(self) -> None:
+        running = Running(None, attrs.evolve(CONFIG, listen=("tcp:1",)))
+        running.start()
+        client = running.connect()
+        client.ask(b"/openai/v1/x", headers=[BEARER])
+        stopped = running.stop()
+        running.config = attrs.evolve(CONFIG, listen=("tcp:1", "tcp:2"))
+        running.reload()
+        assert self.listening(running) == []
+        client.leave()
+        assert len(stopped) == 1
+
+
 class TestSignals:
     def test_they_are_taken_from_the_start_and_again_once_the_reactor_has_installed_its_own(
         self, signals: dict[int, Callable[..., None]]
@@ -449,25 +502,6 @@ class TestSignals:
             running.reactor.advance(0)
         assert "Reloaded the configuration" in lines
         assert running.ask(b"/openai/v1/x", NEW_TOKEN) == 0
-
-
-class Strange:
-    def __str__(self) -> str:
-        return "a strange place"
-
-
-@pytest.mark.parametrize(
-    ("address", "shown"),
-    [
-        (IPv6Address("TCP", "::1", 80), "[::1]:80"),
-        (Strange(), "a strange place"),
-        (IPv4Address("TCP", "0.0.0.0", 80), "0.0.0.0:80"),
-        (UNIXAddress("/run/llmproxy.sock"), "unix:/run/llmproxy.sock"),
-        (UNIXAddress(None), "unix:"),
-    ],
-)
-def test_an_address_is_shown_as_one_would_write_it(address: object, shown: str) -> None:
-    assert _describe(address) == shown
 
 
 def test_the_clock_of_connections_is_the_reactors() -> None:

@@ -51,7 +51,7 @@ def parse(*arguments: str) -> Options:
 @pytest.mark.parametrize(
     ("arguments", "listen"),
     [
-        ([], ["tcp:33000"]),
+        ([], []),
         (["--port", "8080"], ["tcp:8080"]),
         (["--port=8080"], ["tcp:8080"]),
         (["-p", "8080"], ["tcp:8080"]),
@@ -64,9 +64,16 @@ def test_it_listens_where_port_says(arguments: list[str], listen: list[str]) -> 
     assert parse(*arguments).listen == listen
 
 
+def test_without_one_it_listens_where_the_configuration_says_at_each_reload() -> None:
+    for arguments, listen in (([], None), (["--port", "81"], ["tcp:81"])):
+        service = makeService(parse(*arguments))
+        assert isinstance(service, ProxyService)
+        assert service._listen == listen
+
+
 def test_the_environment_says_the_port_where_no_option_does(environ: pytest.MonkeyPatch) -> None:
     environ.setenv("PORT", "8080")
-    assert parse().listen == ["tcp:8080"]
+    assert parse().load().listen == ("tcp:8080",)
     assert parse("--port", "81").listen == ["tcp:81"]
 
 
@@ -191,12 +198,13 @@ class TestFile:
         return file
 
     def test_its_listeners_are_used_where_no_port_is_given(self, file: Path) -> None:
-        assert parse("--config", str(file)).listen == ["tcp:8081", "tcp:8082:interface=127.0.0.1"]
+        options = parse("--config", str(file))
+        assert (options.listen, options.load().listen) == ([], ("tcp:8081", "tcp:8082:interface=127.0.0.1"))
         assert parse("-c", str(file), "--port", "80").listen == ["tcp:80"]
 
     def test_the_environment_can_name_it(self, file: Path, environ: pytest.MonkeyPatch) -> None:
         environ.setenv("LLMPROXY_CONFIG", str(file))
-        assert parse().listen[0] == "tcp:8081"
+        assert parse().load().listen[0] == "tcp:8081"
         with pytest.raises(UsageError, match=r"absent\.toml cannot be read"):
             parse("--config", str(file.with_name("absent.toml")))
 
@@ -257,7 +265,7 @@ class TestDemo:
     def test_it_makes_the_demo_service(self) -> None:
         service = makeService(parse("--demo", "--port", "81", "--drain", "5"))
         assert isinstance(service, DemoService)
-        assert (service._listen, service._drain, service._access_log) == (["tcp:81"], 5.0, True)
+        assert (service._listen, service._drain, service._books._access_log) == (["tcp:81"], 5.0, True)
 
 
 def test_it_makes_the_service_that_the_options_ask_for() -> None:
@@ -274,7 +282,7 @@ def test_it_makes_the_service_that_the_options_ask_for() -> None:
 def test_exchanges_are_logged_only_where_that_is_asked_for(arguments: list[str], logged: bool) -> None:
     service = makeService(parse(*arguments))
     assert isinstance(service, ProxyService)
-    assert service._access_log is logged
+    assert service._books._access_log is logged
 
 
 def test_a_reload_reads_the_environment_and_its_files_anew(

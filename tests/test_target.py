@@ -4,7 +4,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llmproxy.target import RefusedTarget, Target, split
+from llmproxy.config import Credential
+from llmproxy.target import RefusedTarget, Target, seal, split
 
 VISIBLE = st.binary(max_size=60).map(lambda data: bytes(0x21 + byte % 0x5E for byte in data))
 
@@ -202,3 +203,74 @@ def test_a_dot_segment_is_refused_in_whatever_encoding(
     slash = b"/" if before == b"/openai" else spelled(data, ord("/"), 2)
     with pytest.raises(RefusedTarget, match="dot segment"):
         split(before + slash + hidden + after)
+
+
+TOKEN = b"llmp_T0k~n.of-alice/="
+KEY = Credential.parse("query:key").parameter("AIza+real/&=")
+
+
+@pytest.mark.parametrize(
+    ("raw", "sealed"),
+    [
+        (b"", b""),
+        (b"/v1/models", b"/v1/models"),
+        (b"/v1?", b"/v1?"),
+        (b"/v1?a=1&a=2&b&c=&&=x", b"/v1?a=1&a=2&b&c=&&=x"),
+        (b"/v1?key=another", b"/v1?key=another"),
+        (b"/v1?a=%2f%zz+%20;b=[|]?x#", b"/v1?a=%2f%zz+%20;b=[|]?x#"),
+        (b"/v1?key=" + TOKEN, b"/v1"),
+        (b"/v1?whatever=" + TOKEN, b"/v1"),
+        (b"/v1?a=1&key=" + TOKEN, b"/v1?a=1"),
+        (b"/v1?key=" + TOKEN + b"&a=1&", b"/v1?a=1&"),
+        (b"/v1?a=1&key=" + TOKEN + b"&b=%20&access_token=" + TOKEN, b"/v1?a=1&b=%20"),
+        (b"/v1?a=x" + TOKEN, b"/v1?a=x" + TOKEN),
+        (b"?key=" + TOKEN + b"&a", b"?a"),
+    ],
+)
+def test_the_token_goes_from_a_query_and_all_else_stays(raw: bytes, sealed: bytes) -> None:
+    assert seal(raw, TOKEN, None) == sealed
+
+
+@pytest.mark.parametrize(
+    ("raw", "sealed"),
+    [
+        (b"/v1", b"/v1?" + KEY),
+        (b"/v1?", b"/v1?" + KEY),
+        (b"/v1?a=1", b"/v1?a=1&" + KEY),
+        (b"/v1?a&&b=", b"/v1?a&&b=&" + KEY),
+        (b"/v1?a&", b"/v1?a&&" + KEY),
+        (b"/v1?key=" + TOKEN, b"/v1?" + KEY),
+        (b"/v1?key=another&a=1&%6bey=one&key", b"/v1?a=1&" + KEY),
+        (b"/v1?KEY=1&keys=2&key[]=3", b"/v1?KEY=1&keys=2&key[]=3&" + KEY),
+        (b"/v1?other=" + TOKEN + b"&key=" + TOKEN, b"/v1?" + KEY),
+    ],
+)
+def test_the_key_stands_once_in_the_query_behind_what_else_is_there(raw: bytes, sealed: bytes) -> None:
+    assert seal(raw, TOKEN, KEY) == sealed
+
+
+@given(st.data())
+def test_the_token_goes_from_a_query_in_whatever_encoding(data: st.DataObject) -> None:
+    pairs = data.draw(st.lists(VISIBLE.map(lambda pair: pair.replace(b"&", b"")), max_size=4))
+    assume(all(TOKEN not in pair and b"%" not in pair for pair in pairs))
+    value = b"".join(
+        data.draw(st.sampled_from([bytes([byte]), b"%%%02x" % byte, b"%%%02X" % byte])) for byte in TOKEN
+    )
+    name = data.draw(st.sampled_from([b"key", b"token", b"", b"a.b%20"]))
+    at = data.draw(st.integers(0, len(pairs)))
+    raw = b"/v1?" + b"&".join([*pairs[:at], name + b"=" + value, *pairs[at:]])
+    kept = b"&".join(pairs)
+    assert seal(raw, TOKEN, None) == (b"/v1?" + kept if pairs else b"/v1")
+
+
+@given(VISIBLE)
+def test_a_target_without_the_token_is_never_changed(rest: bytes) -> None:
+    raw = b"/v1" + rest
+    assert seal(raw, TOKEN, None) == raw
+
+
+@given(VISIBLE.map(lambda query: query.replace(b"%", b"")))
+def test_what_stands_before_the_key_is_never_changed(query: bytes) -> None:
+    assume(not any(pair.partition(b"=")[0] == b"key" for pair in query.split(b"&")))
+    sealed = seal(b"/v1?" + query, TOKEN, KEY)
+    assert sealed == (b"/v1?" + query + b"&" + KEY if query else b"/v1?" + KEY)

@@ -32,7 +32,8 @@ from llmproxy.http.client import PooledAgent
 from llmproxy.http.connection import UpstreamConnection
 from llmproxy.http.fields import Fields, OutgoingFields, Pair
 from llmproxy.http.limits import UpstreamLimits
-from llmproxy.http.native import NativePort, NativeReactor
+from llmproxy.http.native import NativeReactor
+from llmproxy.http.port import NativePort
 from llmproxy.http.response import MalformedResponse
 
 T = TypeVar("T")

@@ -12,6 +12,7 @@ from llmproxy.cli.check import Check
 from llmproxy.cli.client import Clients
 from llmproxy.cli.command import Command, CommandError
 from llmproxy.cli.env import Env
+from llmproxy.cli.usage import Usage
 from llmproxy.config import ConfigError
 
 
@@ -23,6 +24,7 @@ class Options(Command):
         ("client", None, Clients, "Make, list, rotate and revoke the tokens of clients."),
         ("check", None, Check, "Say whether the configuration can be used, and what it comes to."),
         ("env", None, Env, "Print the lines that point a tool at the proxy."),
+        ("usage", None, Usage, "Add up what was used and what it cost, out of the ledger."),
     ]
 
 

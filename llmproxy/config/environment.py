@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from llmproxy import values
+from llmproxy.config import watching
 from llmproxy.config.model import DEFAULT_PORT, Client, ConfigError, token_digest
 from llmproxy.config.partial import Partial, PartialUpstream
 from llmproxy.config.problems import Problems, Where
@@ -72,6 +73,17 @@ def read(environ: Mapping[str, str], problems: Problems, alone: bool) -> Partial
         "listen": None if port is None else (f"tcp:{port}",),
         "https_proxy": read.customary("https_proxy", values.parse_proxy),
         "no_proxy": read.customary("no_proxy", str),
+        "admin": read.setting("ADMIN_PORT", watching.parse_admin_port, ("admin_port",)),
+    }
+    accounting = {
+        "ledger": read.ledger(),
+        "retention_days": read.setting(
+            "LLMPROXY_LEDGER_RETENTION", watching.parse_days, ("ledger_retention",)
+        ),
+    }
+    logging = {
+        "format": read.setting("LOG_FORMAT", watching.parse_log_format, ("log_format",)),
+        "level": read.setting("LOG_LEVEL", watching.parse_log_level, ("log_level",)),
     }
     timeouts = read.group(_TIMEOUTS)
     downstream = read.group(_DOWNSTREAM)
@@ -99,7 +111,9 @@ def read(environ: Mapping[str, str], problems: Problems, alone: bool) -> Partial
         timeouts=timeouts,
         limits=limits,
         downstream=downstream,
-        others={field: value for field, value in others.items() if value is not None},
+        accounting=_said(accounting),
+        logging=_said(logging),
+        others=_said(others),
         noticed=(_SHORT,) if token is not None and len(token) < _SHORT_TOKEN else (),
         variables=read.places,
     )
@@ -115,6 +129,15 @@ def load_port(environ: Mapping[str, str]) -> int:
     if problems.sentences:
         raise ConfigError(problems.sentences)
     return DEFAULT_PORT if port is None else port
+
+
+def read_ledger(environ: Mapping[str, str], problems: Problems) -> str:
+    """Read only where the ledger is."""
+    return _Reader(environ, problems).ledger()
+
+
+def _said(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in fields.items() if value is not None}
 
 
 def _some(text: str | None) -> tuple[str, ...]:
@@ -155,19 +178,32 @@ class _Reader:
 
     def group(self, names: Mapping[str, tuple[str, _Parse]]) -> dict[str, Any]:
         """The fields of a value that are set."""
-        found = {field: self.setting(name, parse, _place(name)) for name, (field, parse) in names.items()}
-        return {field: value for field, value in found.items() if value is not None}
+        return _said(
+            {field: self.setting(name, parse, _place(name)) for name, (field, parse) in names.items()}
+        )
 
-    def secret(self, name: str, places: Sequence[Where], required: bool) -> str | None:
+    def ledger(self) -> str:
+        """The URL of the ledger, in which a password may be; where it is not set, that of the default."""
+        name = "LLMPROXY_LEDGER"
+        url = self.secret(name, [("ledger",)], False, watching.parse_absolute_ledger)
+        return url or watching.default_ledger(self._environ)
+
+    def secret(
+        self,
+        name: str,
+        places: Sequence[Where],
+        required: bool,
+        parse: Callable[[str], str] = values.parse_word,
+    ) -> str | None:
         """A secret, from ``name`` or from the file that ``name_FILE`` names."""
         from_file = f"{name}_FILE"
         if name in self._environ and from_file in self._environ:
             self.places[name] = ()
             self._problems.say(f"{name} and {from_file} are both set; keep one.", *places)
         elif from_file in self._environ:
-            return self._parsed(from_file, values.read_secret_file, places)
+            return self._parsed(from_file, lambda path: _held(path, parse), places)
         elif name in self._environ:
-            return self._parsed(name, values.parse_word, places)
+            return self._parsed(name, parse, places)
         elif required:
             self._problems.say(f"{name} is not set (nor is {from_file}).", *places)
         return None
@@ -183,6 +219,15 @@ class _Reader:
         except ValueError as problem:
             self._problems.say(f"{name} {problem}", *places)
             return None
+
+
+def _held(path: str, parse: Callable[[str], str]) -> str:
+    """Read a secret from the file that holds it."""
+    text = values.read_secret_file(path)
+    try:
+        return parse(text)
+    except ValueError as problem:
+        raise ValueError(f"names a file whose text {problem}") from None
 
 
 def _place(name: str) -> Where:

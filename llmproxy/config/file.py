@@ -6,9 +6,11 @@ relative to the directory of the configuration file. Keys come from the variable
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,19 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from llmproxy import values
-from llmproxy.config.model import Client, Timeouts
+from llmproxy.config.model import Accounting, Client, Logging, PriceOverride, Timeouts
 from llmproxy.config.partial import Partial, PartialUpstream
 from llmproxy.config.problems import Problems, Where, nearest, shown
 from llmproxy.config.schema import (
     ClientTable,
-    DefaultsTable,
     File,
-    LimitsTable,
-    Table,
+    PriceTable,
+    RatesTable,
     UpstreamTable,
+    described,
     kind_of,
 )
+from llmproxy.config.watching import ledger_in
 from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
 
 if sys.version_info >= (3, 11):
@@ -38,8 +41,6 @@ else:
 
 # How tomllib says where.
 _WHERE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
-_TABLES: Mapping[str, type[Table]] = {"limits": LimitsTable, "defaults": DefaultsTable}
-_NAMED_TABLES: Mapping[str, type[Table]] = {"upstreams": UpstreamTable, "clients": ClientTable}
 # Keys that have the name of the field of Config which they set.
 _OTHERS = ("listen", "cors_origins", "max_resent_body", "https_proxy")
 
@@ -59,16 +60,32 @@ def read(path: str, environ: Mapping[str, str], problems: Problems) -> Partial |
     others = {key: getattr(file, key) for key in _OTHERS if key in file.model_fields_set}
     if "no_proxy" in file.model_fields_set:
         others["no_proxy"] = ",".join(file.no_proxy)
+    if "admin_port" in file.model_fields_set:
+        others["admin"] = file.admin_port
+    accounting = file.settings_of(Accounting)
+    if file.ledger is not None:
+        accounting["ledger"] = ledger_in(Path(path).parent, file.ledger)
+    if "prices" in file.model_fields_set:
+        accounting["prices"] = tuple(price for item in file.prices.items() for price in _prices(*item))
     return Partial(
         upstreams={name: _upstream(name, table, read) for name, table in file.upstreams.items()},
         clients={name: _client(name, table) for name, table in file.clients.items()},
         timeouts=file.defaults.settings_of(Timeouts),
         limits=file.defaults.settings_of(UpstreamLimits),
         downstream=file.limits.settings_of(DownstreamLimits),
+        accounting=accounting,
+        logging=file.settings_of(Logging),
         others=others,
         places=frozenset(_places(data)),
         variables={name: () for table in file.upstreams.values() for name in table.api_key_env or ()},
     )
+
+
+def read_ledger(path: str, problems: Problems) -> str | None:
+    """Read only where a file says that the ledger is; ``None`` where it does not, or where something is wrong with that."""
+    data = _parse(path, problems) or {}
+    file = _check({key: value for key, value in data.items() if key == "ledger"}, problems)
+    return None if file.ledger is None else ledger_in(Path(path).parent, file.ledger)
 
 
 def _parse(path: str, problems: Problems) -> dict[str, Any] | None:
@@ -81,10 +98,19 @@ def _parse(path: str, problems: Problems) -> dict[str, Any] | None:
         problems.say(f"{path} is not text in UTF-8 (byte {error.start}).")
         return None
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text, parse_float=_number)
     except ValueError as error:
         problems.say(f"{path}: {_located(str(error), text)}")
         return None
+
+
+def _number(text: str) -> Decimal | float:
+    """Read a number with a point or an exponent just as it is written, for a price may be one."""
+    number = float(text)
+    try:
+        return Decimal(text) if math.isfinite(number) else number
+    except InvalidOperation:  # its exponent has too many digits
+        return number
 
 
 def _located(error: str, text: str) -> str:
@@ -115,7 +141,7 @@ def _note(place: Where, error: ErrorDetails, problems: Problems) -> None:
     if kind == "value_error":
         problems.refuse(place, error["ctx"]["error"])
     elif kind == "extra_forbidden":
-        table, _ = _described(place[:-1])
+        table, _ = described(place[:-1])
         problems.add(place, f"unknown key{nearest(place[-1], table.model_fields)}")
     elif kind != "too_short" or not value:  # items that were refused are missed by pydantic, too
         problems.add(place, f"found {shown(value)}, but it must be {_allowed(place)}.")
@@ -142,18 +168,9 @@ def _take_out(place: Where, data: dict[str, Any]) -> None:
     data.pop(key, None)
 
 
-def _described(place: Where) -> tuple[type[Table], Where]:
-    """The table that a place is in, and where in it."""
-    if len(place) > 1 and place[0] in _NAMED_TABLES:
-        return _NAMED_TABLES[place[0]], place[2:]
-    if place and place[0] in _TABLES:
-        return _TABLES[place[0]], place[1:]
-    return File, place
-
-
 def _allowed(place: Where) -> str:
     """What the value at a place may be, in words that go behind "it must be"."""
-    table, rest = _described(place)
+    table, rest = described(place)
     kind = kind_of(table.model_fields[rest[0]]) if rest else None
     if kind is None:
         return "a table"
@@ -179,6 +196,12 @@ def _client(name: str, table: ClientTable) -> Client:
         table.expires,
         table.networks or (),
     )
+
+
+def _prices(models: str, table: PriceTable) -> Iterator[PriceOverride]:
+    tiers: list[tuple[str | None, RatesTable]] = [(None, table), *table.tiers.items()]
+    for tier, rates in tiers:
+        yield PriceOverride(models, tier, **{key: getattr(rates, key) for key in RatesTable.model_fields})
 
 
 def _upstream(name: str, table: UpstreamTable, read: _Referred) -> PartialUpstream:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import date, datetime, time, timezone
+from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any
 from urllib.parse import SplitResult
@@ -19,6 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from llmproxy import values
+from llmproxy.config import header_names, watching
 from llmproxy.config.credential import Credential, Family
 from llmproxy.values import BaseURL
 
@@ -34,9 +36,12 @@ _DIGEST = re.compile(r"[0-9A-Fa-f]{64}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~:\[\]-]+|\*")
 # RFC 9110 section 5.5, without what is obsolete.
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?")
-_KEY_HEADERS = frozenset({"authorization", "x-api-key"})
+_MODELS = re.compile(r"\S(.*\S)?", re.DOTALL)
+_TIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DAY = 86400  # seconds
 _LARGEST = 2**31
+_LARGEST_PRICE = 10_000  # USD per million tokens, far above what anybody asks
+_SMALLEST_STEP = Decimal("1e-9")
 
 
 @attrs.frozen
@@ -92,20 +97,29 @@ def _not_reserved(name: str) -> str:
     return name
 
 
-def _header_name(name: str) -> str:
-    try:
-        Credential.parse(f"header:{name}")  # what cannot carry a key cannot be added either
-    except ValueError:
-        raise ValueError("is not the name of a header that can be added.") from None
-    if name.lower() in _KEY_HEADERS:
-        raise ValueError("is where a key goes; api_key_env and api_key_file set that.")
-    return name
+def _port(parse: Callable[[str], str]) -> PlainValidator:
+    """Read where to listen from a number or from text."""
+
+    def validate(value: Any) -> str:
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise _wrong_kind()
+        return parse(str(value))
+
+    return PlainValidator(validate)
 
 
-def _listener(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+def _float(value: Any) -> Any:
+    """What the file's numbers with a point are turned into, but for prices."""
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _price(value: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
         raise _wrong_kind()
-    return values.parse_listener(str(value))
+    price = Decimal(value)
+    if price.is_signed() or price > _LARGEST_PRICE or price != price.quantize(_SMALLEST_STEP):
+        raise _wrong_kind()
+    return price
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
@@ -145,12 +159,32 @@ def _expiry(value: Any) -> datetime:
     raise _wrong_kind()
 
 
-Seconds = Annotated[float, Field(gt=0, le=_DAY), Kind(f"a number of seconds, more than 0 and at most {_DAY}")]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_float),
+    Field(gt=0, le=_DAY),
+    Kind(f"a number of seconds, more than 0 and at most {_DAY}"),
+]
 Count = Annotated[int, Field(ge=1, le=_LARGEST), Kind(f"a whole number from 1 to {_LARGEST}")]
 Size = Annotated[int, Field(ge=0, le=_LARGEST), Kind(f"a whole number of bytes from 0 to {_LARGEST}")]
+Days = Annotated[
+    int, Field(ge=1, le=watching.MAX_DAYS), Kind(f"a whole number of days from 1 to {watching.MAX_DAYS}")
+]
+Flag = Annotated[bool, Kind("true or false")]
+Price = Annotated[
+    Decimal,
+    PlainValidator(_price),
+    Kind(f"a number from 0 to {_LARGEST_PRICE} with at most 9 decimals"),
+]
 Text = Annotated[str, Field(min_length=1), Kind("a string")]
 URL = Annotated[BaseURL, _text(values.parse_base_url), Kind("a URL")]
 ProxyURL = Annotated[SplitResult, _text(values.parse_proxy), Kind("the URL of an HTTP proxy")]
+LedgerURL = Annotated[str, _text(watching.parse_ledger), Kind('a URL, or "none"')]
+LogFormat = Annotated[watching.LogFormat, Kind('"text" or "json"')]
+LogLevel = Annotated[watching.LogLevel, Kind('"debug", "info", "warn" or "error"')]
+AdminPort = Annotated[
+    str, _port(watching.parse_admin_port), Kind("a port or the description of a Twisted endpoint")
+]
 Style = Annotated[
     Credential,
     _text(Credential.parse),
@@ -162,7 +196,7 @@ API = Annotated[
     Kind(", ".join(f'"{family.value}"' for family in Family).replace(', "none"', ' or "none"')),
 ]
 Expiry = Annotated[datetime, PlainValidator(_expiry), Kind("a date or a date with a time, without quotes")]
-HeaderName = Annotated[str, AfterValidator(_header_name)]
+HeaderName = Annotated[str, AfterValidator(header_names.parse_added)]
 HeaderValue = Annotated[
     str, _matching(_HEADER_VALUE, "is empty, or holds a character that cannot stand in a header.")
 ]
@@ -183,6 +217,18 @@ ClientName = Annotated[
         "cannot be the name of a client: only letters, digits, '.', '_', '@', '+' and '-', the first a letter or digit, and at "
         "most 64.",
     ),
+]
+Models = Annotated[
+    str,
+    _matching(_MODELS, "cannot be a pattern of models: it is empty, or has a space at its beginning or end."),
+]
+TierName = Annotated[
+    str,
+    _matching(
+        _TIER,
+        "cannot be the name of a service tier: only letters, digits, '.', '_' and '-', and at most 64.",
+    ),
+    AfterValidator(str.lower),
 ]
 
 Texts = Annotated[
@@ -237,13 +283,18 @@ Networks = Annotated[
     BeforeValidator(_list),
     Kind("a list of at least one network or address", 'a network such as "10.0.0.0/8", or an address'),
 ]
+RecordedHeaders = Annotated[
+    tuple[Annotated[bytes, _text(header_names.parse_recorded)], ...],
+    BeforeValidator(_list),
+    Kind("a list of names of headers", "the name of a header"),
+]
 Origins = Annotated[
     tuple[Annotated[str, _text(_origin)], ...],
     BeforeValidator(_list),
     Kind("a list of origins", 'an origin such as "https://app.example", without a path, or "*"'),
 ]
 Listeners = Annotated[
-    tuple[Annotated[str, PlainValidator(_listener)], ...],
+    tuple[Annotated[str, _port(values.parse_listener)], ...],
     Field(min_length=1),
     BeforeValidator(_list),
     Kind("a list of at least one port or endpoint", "a port or the description of a Twisted endpoint"),

@@ -1,4 +1,4 @@
-"""What the operator set, as frozen values: what upstreams there are, who may use them, and every bound and timeout.
+"""What the operator set, as frozen values: upstreams, who may use them, what is recorded of it, every bound and timeout.
 
 They are made by the readers of this package, and change nothing by themselves. No ``repr`` shows a secret.
 """
@@ -6,6 +6,7 @@ They are made by the readers of this package, and change nothing by themselves. 
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 from urllib.parse import SplitResult
@@ -15,12 +16,14 @@ import attrs
 
 from llmproxy import values
 from llmproxy.config.credential import Credential, Family
+from llmproxy.config.watching import NO_LEDGER, LogFormat, LogLevel, without_password
 from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
 from llmproxy.values import BaseURL
 
 DEFAULT_PORT = 33000
 DEFAULT_DRAIN = 30.0  # seconds that requests in flight have to end when the service stops
 DEFAULT_MAX_RESENT_BODY = 1024 * 1024  # bytes
+DEFAULT_LEDGER_BACKLOG = 10_000  # records, of about 2 kB
 
 
 class ConfigError(ValueError):
@@ -101,12 +104,62 @@ def token_digest(token: bytes) -> bytes:
 
 
 @attrs.frozen
+class PriceOverride:
+    """What the operator says of the prices of some models, in USD per million tokens; ``None`` where nothing is said.
+
+    :ivar model: a pattern, as :mod:`fnmatch` reads it, of the model's name as it was asked for or as it was answered.
+    :ivar service_tier: the tier that the prices are for, by its name in answers, in lower case; ``None`` for the standard one.
+    :ivar cache_write_5m: of what is written to a cache, for 5 minutes where an API has several kinds.
+    """
+
+    model: str
+    service_tier: str | None = None
+    input: Decimal | None = None
+    output: Decimal | None = None
+    cache_read: Decimal | None = None
+    cache_write_5m: Decimal | None = None
+    cache_write_1h: Decimal | None = None
+    input_audio: Decimal | None = None
+    output_audio: Decimal | None = None
+
+
+@attrs.frozen
+class Accounting:
+    """What is recorded of each exchange, and where.
+
+    :ivar ledger: the URL of the database, an SQLite file's with an absolute path; ``none`` for no ledger, which a configuration
+        has that is not read from anywhere.
+    :ivar retention_days: how long records are kept; ``None`` for ever.
+    :ivar backlog: how many records may wait in memory while the database cannot be written.
+    :ivar request_id: whether clients are told the id of the record, as ``x-llmproxy-request-id``.
+    :ivar session_headers: names in lower case of headers whose values are recorded, beside those that are known anyway.
+    :ivar prices: the first that speaks of a model, at a service tier, stands.
+    """
+
+    ledger: str = attrs.field(default=NO_LEDGER, repr=without_password)
+    retention_days: int | None = None
+    backlog: int = DEFAULT_LEDGER_BACKLOG
+    request_id: bool = True
+    session_headers: tuple[bytes, ...] = ()
+    prices: tuple[PriceOverride, ...] = ()
+
+
+@attrs.frozen
+class Logging:
+    """What the log looks like, and the least level that gets into it."""
+
+    format: LogFormat = "text"
+    level: LogLevel = "info"
+
+
+@attrs.frozen
 class Config:
     """Everything that the operator can set.
 
     :ivar listen: Twisted endpoint descriptions.
     :ivar cors_origins: the web pages that may use this proxy, as browsers name them; ``*`` for all.
     :ivar max_resent_body: bytes of a request's body that are held so that it can be sent again with another key.
+    :ivar admin: the description of the endpoint on which metrics are served; ``None`` for nowhere.
     :ivar noticed: what is probably not what was meant, and could be seen only while reading.
     """
 
@@ -118,6 +171,9 @@ class Config:
     no_proxy: str = ""
     cors_origins: tuple[str, ...] = ()
     max_resent_body: int = DEFAULT_MAX_RESENT_BODY
+    accounting: Accounting = attrs.Factory(Accounting)
+    logging: Logging = attrs.Factory(Logging)
+    admin: str | None = None
     noticed: tuple[str, ...] = ()
 
     def proxy_for(self, host: str) -> SplitResult | None:

@@ -14,7 +14,7 @@ import attrs
 
 from llmproxy import values
 from llmproxy.config.credential import Credential, Family, Place
-from llmproxy.config.model import Client, Config, Timeouts, Upstream
+from llmproxy.config.model import Accounting, Client, Config, Logging, Timeouts, Upstream
 from llmproxy.config.presets import PRESETS
 from llmproxy.config.problems import Problems, Where, dotted, nearest, shown
 from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
@@ -47,7 +47,7 @@ class Partial:
     """What a source says of everything: nothing where it is silent.
 
     :ivar clients: by their names; without digests where only their rights are said.
-    :ivar timeouts: fields of :class:`~llmproxy.config.model.Timeouts`; the next two likewise.
+    :ivar timeouts: fields of :class:`~llmproxy.config.model.Timeouts`; the next four likewise.
     :ivar others: fields of :class:`~llmproxy.config.model.Config` that are none of those above.
     :ivar places: the keys that a file sets.
     :ivar noticed: see :class:`~llmproxy.config.model.Config`.
@@ -59,6 +59,8 @@ class Partial:
     timeouts: _Fields = attrs.Factory(dict)
     limits: _Fields = attrs.Factory(dict)
     downstream: _Fields = attrs.Factory(dict)
+    accounting: _Fields = attrs.field(factory=dict, repr=False)
+    logging: _Fields = attrs.Factory(dict)
     others: _Fields = attrs.field(factory=dict, repr=False)
     places: frozenset[Where] = frozenset()
     noticed: tuple[str, ...] = ()
@@ -89,6 +91,8 @@ def together(file: Partial, environment: Partial, problems: Problems) -> Config:
     ]
     _check_tokens(clients, problems)
     _check_rights(clients, names, problems)
+    accounting = Accounting(**{**environment.accounting, **file.accounting})
+    _check_session_headers(accounting.session_headers, upstreams, problems)
     if not (names or problems.at("upstreams")):
         problems.say(
             "There is no upstream. Add a table such as [upstreams.openai] with api_key_env to the file, or set OPENAI_API_KEY."
@@ -101,6 +105,8 @@ def together(file: Partial, environment: Partial, problems: Problems) -> Config:
         tuple(upstreams),
         tuple(clients),
         downstream=DownstreamLimits(**{**environment.downstream, **file.downstream}),
+        accounting=accounting,
+        logging=Logging(**{**environment.logging, **file.logging}),
         noticed=(*environment.noticed, *_unused(file, environment)),
         **{**environment.others, **file.others},
     )
@@ -167,6 +173,20 @@ def _check_rights(clients: Iterable[Client], upstreams: Sequence[str], problems:
                 problems.add(
                     ("clients", client.name, "upstreams"),
                     f"found {shown(name)}, but there is no such upstream{nearest(name, upstreams)}",
+                )
+
+
+def _check_session_headers(
+    headers: Sequence[bytes], upstreams: Iterable[Upstream], problems: Problems
+) -> None:
+    """No header is recorded in which a client of an upstream sends its token."""
+    for upstream in upstreams:
+        credential = upstream.credential
+        for number, header in enumerate(headers):
+            if credential.place is Place.HEADER and credential.name.lower().encode("ascii") == header:
+                problems.add(
+                    ("session_headers", number),
+                    f"the header that holds the key for upstreams.{upstream.name} must not be recorded.",
                 )
 
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from datetime import date, datetime, time
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
 
@@ -71,7 +72,8 @@ def dotted(place: Where) -> str:
 def shown(value: Any) -> str:
     """Write a value of the file as a message may show it."""
     if isinstance(value, str):
-        hidden = len(value) > _LONGEST_SHOWN or _without_secrets(value) != value
+        url = "://" in value and "@" in value  # there may be a password in it
+        hidden = url or len(value) > _LONGEST_SHOWN or _without_secrets(value) != value
         return "text that is not shown, since it may be a secret" if hidden else json.dumps(value)
     if isinstance(value, bool):
         return str(value).lower()
@@ -80,6 +82,8 @@ def shown(value: Any) -> str:
     if isinstance(value, (int, float)):
         large = isinstance(value, int) and abs(value) >= 2**63
         return "a number beyond 64 bits" if large else str(value)
+    if isinstance(value, Decimal):
+        return "a number of many digits" if len(str(value)) > _LONGEST_SHOWN else str(value)
     if isinstance(value, dict):
         return "a table"
     return "a list" if value else "an empty list"

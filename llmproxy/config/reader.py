@@ -20,10 +20,7 @@ def load(environ: Mapping[str, str], path: str | None = None) -> Config:
     :raise ConfigError: naming everything that is missing or malformed, in either source.
     """
     problems = Problems()
-    if path is None and FILE_VARIABLE in environ:
-        path = environ[FILE_VARIABLE].strip()
-        if not path:
-            raise ConfigError([f"{FILE_VARIABLE} is empty."])
+    path = _named(environ, path)
     from_environment = environment.read(environ, problems, alone=path is None)
     from_file = Partial() if path is None else _read(path, environ, problems)
     if from_file is None:
@@ -32,6 +29,35 @@ def load(environ: Mapping[str, str], path: str | None = None) -> Config:
     if problems.sentences:
         raise ConfigError(problems.sentences)
     return config
+
+
+def load_ledger(environ: Mapping[str, str], path: str | None = None) -> str:
+    """Read only where the ledger is: what else a proxy needs may be missing or malformed.
+
+    :param environ: as for :func:`load`, and so is ``path``.
+    :return: its URL, of an SQLite file with an absolute path; or ``none``.
+    :raise ConfigError: naming what is wrong with that setting, or why the file cannot be read.
+    """
+    problems = Problems()
+    path = _named(environ, path)
+    url = environment.read_ledger(environ, problems)
+    if path is not None:
+        from llmproxy.config import file
+
+        url = file.read_ledger(path, problems) or url
+    if problems.sentences:
+        raise ConfigError(problems.sentences)
+    return url
+
+
+def _named(environ: Mapping[str, str], path: str | None) -> str | None:
+    """The name of the configuration file."""
+    if path is not None or FILE_VARIABLE not in environ:
+        return path
+    path = environ[FILE_VARIABLE].strip()
+    if not path:
+        raise ConfigError([f"{FILE_VARIABLE} is empty."])
+    return path
 
 
 def _read(path: str, environ: Mapping[str, str], problems: Problems) -> Partial | None:

@@ -19,6 +19,7 @@ from llmproxy.config.schema import (
     DefaultsTable,
     File,
     LimitsTable,
+    PriceTable,
     Table,
     UpstreamTable,
     kind_of,
@@ -38,8 +39,13 @@ llmproxy is set up by environment variables, by a file, or by both. The file is 
 Everything that is wrong, in the file and in the environment, is named in one message, each with its place: nothing starts, and
 on a reload (SIGHUP) nothing changes. A reload reads the file again, and all files that it names.
 
-**No secret is in the file.** Keys come from environment variables and files that it names; of tokens it holds SHA-256 digests.
-Names of files are relative to the directory of the configuration file.
+**No secret need be in the file.** Keys come from environment variables and files that it names; of tokens it holds SHA-256
+digests. The password of a ledger in PostgreSQL may stand in its URL here, but is better kept where libpq finds it (`passfile`),
+or with the whole URL in `LLMPROXY_LEDGER` or a file that `LLMPROXY_LEDGER_FILE` names. Names of files are relative to the
+directory of the configuration file.
+
+**The state directory** is where the ledger is, unless something else is said: `$STATE_DIRECTORY`, which systemd sets, else
+`$XDG_STATE_HOME/llmproxy`, else `~/.local/state/llmproxy`.
 
 **The file and the environment.** Without a file, the environment works by itself, as the README describes. With one, none of
 its variables is required, and each stands for a key of the file:
@@ -50,7 +56,9 @@ its variables is required, and each stands for a key of the file:
 | `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`, `ANTHROPIC_CA_FILE` | the same of `[upstreams.anthropic]` |
 | `ANTHROPIC_VERSION` | `headers.anthropic-version` of `[upstreams.anthropic]` |
 | `PROXY_TOKEN` | `token_sha256` of `[clients.default]` |
-| `PORT` | `listen` |
+| `PORT`, `ADMIN_PORT` | `listen`, `admin_port` |
+| `LLMPROXY_LEDGER`, `LLMPROXY_LEDGER_RETENTION` | `ledger`, with an absolute path; `ledger_retention` |
+| `LOG_FORMAT`, `LOG_LEVEL` | `log_format`, `log_level` |
 | `CLIENT_...` | the keys of `[limits]`: `CLIENT_KEEP_ALIVE` is `keep_alive` |
 | `UPSTREAM_...` | the keys of `[defaults]`: `UPSTREAM_KEEP_ALIVE` is `keep_alive` |
 | `HTTPS_PROXY`, `NO_PROXY` | `https_proxy`, `no_proxy` |
@@ -66,6 +74,7 @@ _SECTIONS: Mapping[str, type[Table]] = {
     "`[defaults]`": DefaultsTable,
     "`[upstreams.NAME]`": UpstreamTable,
     "`[clients.NAME]`": ClientTable,
+    '`[prices."GLOB"]`': PriceTable,
 }
 
 _PRESETS = """

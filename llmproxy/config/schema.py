@@ -7,7 +7,7 @@ default by ``model_fields_set``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import attrs
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,17 +15,20 @@ from pydantic.fields import FieldInfo
 
 from llmproxy.config import kinds
 from llmproxy.config.kinds import Count, Kind, Seconds
-from llmproxy.config.model import DEFAULT_MAX_RESENT_BODY, DEFAULT_PORT, Timeouts
+from llmproxy.config.model import DEFAULT_MAX_RESENT_BODY, DEFAULT_PORT, Accounting, Logging, Timeouts
+from llmproxy.config.problems import Where
 from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
 
 _CLIENT = DownstreamLimits()
 _UPSTREAM = UpstreamLimits()
 _TIMEOUTS = Timeouts()
+_ACCOUNTING = Accounting()
+_LOGGING = Logging()
 
 
 @attrs.frozen
 class Sets:
-    """Which field of which value a number sets."""
+    """Which field of which value a key sets."""
 
     kind: type
     field: str
@@ -52,6 +55,9 @@ def _key(meaning: str, default: Any = None, absent: str = "") -> Any:
     :param absent: what the default is, in Markdown, where it is not a value that could be written there.
     """
     return Field(default, description=meaning, json_schema_extra={"absent": absent})
+
+
+_LISTED = "that of the public list"
 
 
 def kind_of(field: FieldInfo) -> Kind | None:
@@ -173,6 +179,38 @@ class ClientTable(Table):
     )
 
 
+class RatesTable(Table):
+    """Prices in USD per million tokens."""
+
+    input: kinds.Price | None = _key(
+        "Of input that is neither read from nor written to a cache.", absent=_LISTED
+    )
+    output: kinds.Price | None = _key("Of output, reasoning included.", absent=_LISTED)
+    cache_read: kinds.Price | None = _key("Of input that is read from a cache.", absent=_LISTED)
+    cache_write_5m: kinds.Price | None = _key(
+        "Of input that is written to a cache, for 5 minutes where an API has several kinds.", absent=_LISTED
+    )
+    cache_write_1h: kinds.Price | None = _key(
+        "Of input that is written to a cache for an hour.", absent=_LISTED
+    )
+    input_audio: kinds.Price | None = _key("Of input that is sound.", absent=_LISTED)
+    output_audio: kinds.Price | None = _key("Of output that is sound.", absent=_LISTED)
+
+
+class PriceTable(RatesTable):
+    """What models cost, in USD per million tokens, where that is in no public list or is not what you pay.
+
+    `GLOB` is a pattern, as in a client's `models`, of the model's name as it was asked for or as it was answered. The first
+    that fits stands, in the order of the file.
+    """
+
+    tiers: Annotated[dict[kinds.TierName, RatesTable], kinds.Kind("a table of tables")] = _key(
+        'The same keys for another service tier, by its name in answers: `[prices."GLOB".tiers.flex]`.',
+        {},
+        absent="those of the public list",
+    )
+
+
 class File(Table):
     """What concerns the proxy as a whole. These keys stand before the first table."""
 
@@ -196,7 +234,52 @@ class File(Table):
     no_proxy: kinds.Texts = _key(
         "Hosts and domains that are reached directly all the same.", (), absent="none"
     )
+    ledger: Annotated[kinds.LedgerURL | None, Sets(Accounting, "ledger")] = _key(
+        "Where a record of each exchange is kept: `sqlite:///PATH`, or `sqlite:PATH` for a path that is relative as those of "
+        "other files; `postgresql://USER@HOST/NAME`, which several proxies may share; or `none`.",
+        absent="`ledger.sqlite3` in the state directory",
+    )
+    ledger_retention: Annotated[kinds.Days | None, Sets(Accounting, "retention_days")] = _key(
+        "Days for which records are kept.", absent="for ever"
+    )
+    ledger_backlog: Annotated[Count, Sets(Accounting, "backlog")] = _key(
+        "Records that wait in memory, 2 kB each, while the ledger cannot be written; beyond that the oldest are dropped.",
+        _ACCOUNTING.backlog,
+    )
+    request_id: Annotated[kinds.Flag, Sets(Accounting, "request_id")] = _key(
+        "Whether clients are told the id of the record, as `x-llmproxy-request-id`.", _ACCOUNTING.request_id
+    )
+    session_headers: Annotated[kinds.RecordedHeaders, Sets(Accounting, "session_headers")] = _key(
+        "Headers of requests whose values are recorded, to tell sessions and agents apart. Those of Claude Code are, anyway.",
+        (),
+        absent="none",
+    )
+    log_format: Annotated[kinds.LogFormat, Sets(Logging, "format")] = _key(
+        "What a line of the log looks like.", _LOGGING.format
+    )
+    log_level: Annotated[kinds.LogLevel, Sets(Logging, "level")] = _key(
+        "The least level of what is logged.", _LOGGING.level
+    )
+    admin_port: kinds.AdminPort | None = _key(
+        "Where `/metrics` is served: a port, on loopback alone, or a Twisted endpoint. The option `--admin-port` comes before "
+        "it.",
+        absent="nowhere",
+    )
     limits: LimitsTable = LimitsTable()
     defaults: DefaultsTable = DefaultsTable()
     upstreams: dict[kinds.UpstreamName, UpstreamTable] = {}
     clients: dict[kinds.ClientName, ClientTable] = {}
+    prices: dict[kinds.Models, PriceTable] = {}
+
+
+def described(place: Where) -> tuple[type[Table], Where]:
+    """The table that a place of the file is in, and where in it."""
+    table: type[Table] = File
+    while place and place[0] in table.model_fields:
+        field = table.model_fields[place[0]].annotation
+        named = get_origin(field) is dict
+        inner = get_args(field)[-1] if named else field
+        if not (isinstance(inner, type) and issubclass(inner, Table)) or len(place) <= named:
+            break
+        table, place = inner, place[1 + named :]
+    return table, place

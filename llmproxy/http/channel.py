@@ -28,7 +28,7 @@ from llmproxy.http.request import Request
 from llmproxy.http.rules import Refused
 
 if TYPE_CHECKING:
-    from llmproxy.http.server import Site
+    from llmproxy.http.server import Entrance, Site
 
 
 class Reading(Enum):
@@ -44,6 +44,7 @@ class Reading(Enum):
 class Channel(Protocol):
     """One client's connection; made by :class:`~llmproxy.http.server.Site`.
 
+    :ivar entrance: the way it came.
     :ivar requests: those that are not answered yet, in their order; the first is being answered.
     """
 
@@ -72,6 +73,7 @@ class Channel(Protocol):
         "_target",
         "_tunnel",
         "connected",
+        "entrance",
         "factory",
         "peer",
         "reading",
@@ -83,6 +85,7 @@ class Channel(Protocol):
 
     _log = Logger()
     site: Site
+    entrance: Entrance
     transport: Any
     peer: str
     write: Callable[[bytes], None]
@@ -322,7 +325,8 @@ class Channel(Protocol):
 
     def may_persist(self, request: Request) -> bool:
         """Whether the connection stays open after a request's response."""
-        return request.keep_alive and not self._closing and not self.site.draining
+        draining = self.site.draining or self.entrance.draining
+        return request.keep_alive and not self._closing and not draining
 
     def requestDone(self, request: Request) -> None:
         """A response is written: go on with the next request, or close."""

@@ -6,7 +6,7 @@ business. One fault it mends by itself: a kept connection that the upstream had 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import SplitResult
 
@@ -76,6 +76,11 @@ class PooledAgent:
         sending = _Sending(pool, self._limits, method, uri[authority_end:], fields, bodyProducer)
         connection = pool.take()
         return pool.acquire().addCallback(sending.send) if connection is None else sending.send(connection)
+
+    @property
+    def pools(self) -> Iterable[Pool]:
+        """The connections, by where they lead."""
+        return self._pools.values()
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when their exchanges are over."""

@@ -399,6 +399,8 @@ class UpstreamConnection(Protocol):
     def _dropped(self, response: Response) -> None:
         if self._response is response:
             self._response = None
+            # Its end may be here already, and not every transport says that it was aborted.
+            self._keep_alive = False
             self._stop_sending()
             self.abort()
 

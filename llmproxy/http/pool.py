@@ -38,6 +38,21 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool {self._open} open, {len(self._idle)} idle, {len(self._waiting)} waiting>"
 
+    @property
+    def open(self) -> int:
+        """How many connections there are: idle, in use, or being made."""
+        return self._open
+
+    @property
+    def idle(self) -> int:
+        """Those of them that wait for a request."""
+        return len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a connection."""
+        return len(self._waiting)
+
     def take(self) -> UpstreamConnection | None:
         """Take an idle connection for one exchange, if there is one; it comes back by itself when that is over."""
         return self._idle.pop()[1] if self._idle else None

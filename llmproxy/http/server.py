@@ -1,4 +1,8 @@
-"""The server side of the engine: a Site whose connections are our own channels."""
+"""The server side of the engine: a Site whose connections are our own channels, and the entrances to it.
+
+The Site counts and bounds all connections together. An entrance stands before it for each listener, so that a listener can be
+closed and what came through it end, while the others go on.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory
 from twisted.web import server
 from twisted.web.resource import IResource
 
@@ -39,6 +44,7 @@ class Site(server.Site):
         self.mark: Callable[[Request], None] | None = None
         self._channels: set[Channel] = set()
         self._drained: Deferred[None] | None = None
+        self._itself = Entrance(self)
         self.clock = SharedClock(reactor)
         self._from: Counter[str] = Counter()
 
@@ -58,7 +64,9 @@ class Site(server.Site):
             return None
         if self._from[_host(addr)] >= self.limits.connections_per_address:
             return None
-        return super().buildProtocol(addr)
+        channel: Any = super().buildProtocol(addr)
+        channel.entrance = self._itself
+        return channel
 
     def opened(self, channel: Channel) -> None:
         """A connection is there."""
@@ -90,6 +98,12 @@ class Site(server.Site):
         self._tell_drained()
         return drained
 
+    def drain_those_of(self, entrance: Entrance) -> None:
+        """Do as :meth:`drain` does with the connections that came through one entrance."""
+        for channel in list(self._channels):
+            if channel.entrance is entrance:
+                channel.drain()
+
     def abort(self) -> None:
         """Close all connections at once."""
         for channel in list(self._channels):
@@ -100,6 +114,31 @@ class Site(server.Site):
         if drained is not None and not self._channels:
             self._drained = None
             drained.callback(None)
+
+
+class Entrance(Factory):
+    """What a listener makes its connections with. They are the Site's, and know which way they came.
+
+    :ivar draining: no further request is taken on connections that came this way.
+    """
+
+    noisy = False
+
+    def __init__(self, site: Site) -> None:
+        self.draining = False
+        self._site = site
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Take a connection, unless the Site refuses it."""
+        channel = self._site.buildProtocol(addr)
+        if channel is not None:
+            channel.entrance = self
+        return channel
+
+    def drain(self) -> None:
+        """Close the connections that came this way: the idle ones, and the others when their requests are answered."""
+        self.draining = True
+        self._site.drain_those_of(self)
 
 
 def _host(address: IAddress) -> str:

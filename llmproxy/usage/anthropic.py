@@ -34,7 +34,7 @@ class AnthropicReader(Reader):
     def event(self, event: Event) -> None:
         """Take an event that is not ordinary."""
         document = event.document()
-        kind = document.get("type") or event.name.decode("latin-1")
+        kind = document.get("type")
         if kind == "message_start":
             self._take_message(part(document.get("message")))
         elif kind == "message_delta":

@@ -73,7 +73,7 @@ class OpenAIReader(Reader):
         if event.data.startswith(b"[DONE]"):
             self.ended = True
         elif event.name not in _REPETITIONS:
-            self._take(event.document(), event.name)
+            self._take(event.document())
 
     def answer(self, document: Document) -> None:
         """Take a whole answer."""
@@ -83,8 +83,8 @@ class OpenAIReader(Reader):
         """The last usage that was told: where a stream tells several, each includes those before."""
         return self._usage
 
-    def _take(self, document: Document, name: bytes = b"") -> None:
-        kind = document.get("type", "") or name.decode("latin-1")
+    def _take(self, document: Document) -> None:
+        kind = document.get("type", "")
         if not isinstance(kind, str) or kind.startswith("conversation."):
             return  # Realtime's transcripts of what is said to it are billed by another model's price
         answer = part(document.get("response")) or document

@@ -1,8 +1,9 @@
 """Which tap an answer gets: something that is fed a copy of its bytes as they pass, and in the end tells what was used.
 
 A tap is not allowed to cost an answer: it never raises, whatever it is fed, and it holds no more than some tens of kilobytes,
-or 8 MiB of an event that matters. All bytes in all pieces lead to the same reading. The one exception is a brotli body of which
-a few bytes stand for megabytes: whether that is read or not depends on the pieces.
+or 8 MiB of an event that matters. The same bytes lead to the same reading, whatever the pieces in which they come. The only
+exceptions are compressed bodies that no compressor makes: brotli of which a few bytes stand for megabytes, and zstd that tells
+a wrong size beforehand, which libzstd notices in some pieces and not in others.
 """
 
 from __future__ import annotations

@@ -41,8 +41,11 @@ _STARTED = re.compile(r"llmproxy (?P<version>\S+) listens on (?P<addresses>.+); 
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Make the whole environment of a child: the settings of a test, and what Python needs to find the checkout."""
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **settings}
+    """Make the whole environment of a child: the settings of a test, and what Python needs to find the checkout.
+
+    There is no ledger unless a test wants one: by default it would be in the home of whoever runs the tests.
+    """
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LLMPROXY_LEDGER": "none", **settings}
 
 
 def settings(openai: str, anthropic: str, **others: str) -> dict[str, str]:

@@ -1,0 +1,115 @@
+"""Who is told of exchanges, as a configuration says: prices, the ledger, metrics and the access log, over a reload too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+
+from llmproxy.access_log import AccessLog
+from llmproxy.accounting import Accounting
+from llmproxy.config import Config
+from llmproxy.exchange import Exchange, Observer
+from llmproxy.ledger import Ledger, open_ledger, parse_ledger
+from llmproxy.metrics import Metrics, Sources
+from llmproxy.prices import PriceBook
+
+
+class Bookkeeping:
+    """All that happens to the record of an exchange once that is over, and what is known of those that are not.
+
+    :param connections: tells how many connections of clients are open.
+    :param pools: tells the connections to upstreams, each pool with the upstream's name.
+    :param access_log: write a line for each exchange.
+    :ivar metrics: what is shown to Prometheus.
+    :ivar observers: told of each exchange when it is over; none where nobody would learn of it.
+    :ivar open: the exchanges that are not over, by their ids.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        connections: Callable[[], int],
+        pools: Callable[[], Iterable[tuple[str, Any]]],
+        access_log: bool,
+    ) -> None:
+        self._reactor = reactor
+        self._ledger: Ledger | None = None
+        self._ledger_settings: object = None
+        self._closing: list[Deferred[None]] = []
+        self.open: dict[str, Exchange] = {}
+        self.metrics = Metrics(
+            Sources(
+                connections=connections,
+                exchanges=lambda: _by_upstream(self.open.values()),
+                streams=lambda: _by_upstream(
+                    exchange for exchange in self.open.values() if exchange.first_byte is not None
+                ),
+                pools=pools,
+                ledger=lambda: self._ledger,
+            )
+        )
+        observers: list[Any] = [_Recorder(self), self.metrics]
+        if access_log:
+            observers.append(AccessLog())
+        self._access_log = access_log
+        self._accounting = Accounting(reactor, lambda _: None, observers)
+        self.observers: tuple[Observer, ...] = ()
+
+    def change(self, config: Config) -> None:
+        """Go on as another configuration says; what was recorded until now goes to where it was to go."""
+        self._accounting.flush()
+        accounting = config.accounting
+        base_urls = {upstream.name: str(upstream.base_url) for upstream in config.upstreams}
+        self._accounting.price = PriceBook(accounting.prices, base_urls).cost
+        watched = self._access_log or config.admin is not None or parse_ledger(accounting.ledger) is not None
+        self.observers = (self._accounting.add,) if watched else ()
+        settings = (accounting.ledger, accounting.retention_days, accounting.backlog)
+        if settings == self._ledger_settings:
+            return
+        self._ledger_settings = settings
+        if self._ledger is not None:
+            self._closing.append(self._ledger.close())
+        database = parse_ledger(accounting.ledger)
+        self._ledger = None
+        if database is not None:
+            self._ledger = open_ledger(
+                database,
+                self._reactor,
+                retention=accounting.retention_days,
+                max_waiting=accounting.backlog,
+            )
+            self._ledger.start()
+
+    def record(self, exchanges: Iterable[Exchange]) -> None:
+        """Write exchanges to the ledger, if there is one."""
+        if self._ledger is not None:
+            for exchange in exchanges:
+                self._ledger.record(exchange)
+
+    def close(self) -> Deferred[Any]:
+        """Write what is known until now; fires when that is done."""
+        self._accounting.flush()
+        if self._ledger is not None:
+            self._closing.append(self._ledger.close())
+            self._ledger = None
+        return gatherResults(self._closing)
+
+
+class _Recorder:
+    """Stands for the present ledger, which a reload may change."""
+
+    def __init__(self, books: Bookkeeping) -> None:
+        self._books = books
+
+    def observe(self, exchanges: Iterable[Exchange]) -> None:
+        self._books.record(exchanges)
+
+
+def _by_upstream(exchanges: Iterable[Exchange]) -> Mapping[str, int]:
+    return Counter(exchange.upstream for exchange in exchanges)

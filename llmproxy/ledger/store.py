@@ -1,0 +1,108 @@
+"""The one thread that writes to the ledger's database, and the connection that it keeps.
+
+The thread is adbapi's own, not one of the reactor's pool, in which names are resolved: a database that hangs must not hold up
+requests. Whatever fails, the connection is given up with it, and what comes next is tried on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from twisted.enterprise import adbapi
+from twisted.internet.defer import Deferred
+
+from llmproxy.ledger.database import Database
+from llmproxy.ledger.row import INSERT, Row
+
+_PATIENCE = 30.0  # seconds until a connection on which nothing comes to an end is given up
+
+_PRUNE = """
+    DELETE FROM llmproxy_exchanges
+    WHERE id IN (SELECT id FROM llmproxy_exchanges WHERE at < ? ORDER BY at LIMIT ?)
+"""
+
+_T = TypeVar("_T")
+
+
+class _Connection(adbapi.Connection):
+    """A connection that does not outlive a failure."""
+
+    def rollback(self) -> None:
+        """End the transaction by its connection, which may be why it failed."""
+        self._pool.disconnect(self._connection)
+
+
+class Store:
+    """Writes rows, and deletes old ones, one transaction after the other.
+
+    The database is connected to when it is first needed, and brought up to date then.
+
+    :param reactor: that gives the time, and is told what came of things.
+    """
+
+    def __init__(self, database: Database, reactor: Any) -> None:
+        self._database = database
+        self._reactor = reactor
+        arguments, keywords = database.arguments()
+        self._pool = adbapi.ConnectionPool(
+            database.module,
+            *arguments,
+            **keywords,
+            cp_min=1,
+            cp_max=1,
+            cp_name="llmproxy ledger",
+            cp_openfun=database.opened,
+            cp_reactor=reactor,
+        )
+        self._pool.connectionFactory = _Connection
+
+    def __str__(self) -> str:
+        return str(self._database)
+
+    def insert(self, rows: Sequence[Row]) -> Deferred[None]:
+        """Write rows; those that are there already stay as they are. With no rows, see whether the database can be written.
+
+        :return: fails with what the database says.
+        """
+
+        def insert(cursor: Any) -> None:
+            self._database.begin(cursor)
+            if rows:
+                cursor.executemany(self._database.sql(INSERT), rows)
+
+        return self._run(insert)
+
+    def prune(self, before: str, most: int) -> Deferred[int]:
+        """Delete the oldest of the rows that were made before a time.
+
+        :param before: in ISO 8601, in UTC.
+        :param most: how many at once.
+        :return: fires with how many there were.
+        """
+
+        def prune(cursor: Any) -> int:
+            self._database.begin(cursor)
+            cursor.execute(self._database.sql(_PRUNE), (before, most))
+            return int(cursor.rowcount)
+
+        return self._run(prune)
+
+    def close(self) -> None:
+        """Give up the connection and the thread; not before what was asked for has ended, for this waits for it."""
+        self._pool.close()
+
+    def _run(self, interaction: Callable[[Any], _T]) -> Deferred[_T]:
+        running: Deferred[_T] = self._pool.runInteraction(interaction)
+        watchdog = self._reactor.callLater(_PATIENCE, self._abort)
+
+        def ended(result: Any) -> Any:
+            if watchdog.active():
+                watchdog.cancel()
+            return result
+
+        return running.addBoth(ended)
+
+    def _abort(self) -> None:
+        for connection in list(self._pool.connections.values()):
+            self._database.abort(connection)
