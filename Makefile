@@ -30,7 +30,7 @@ run: $(VENV)/.installed ## start the proxy in the foreground, by default with an
 
 .PHONY: test
 test: $(VENV)/.installed-test ## run all tests
-	@LLMPROXY_TEST_REACTOR=$(REACTOR) $(bin)/python -m pytest $(PYTEST_ARGS)
+	@LLMPROXY_TEST_REACTOR=$(REACTOR) $(bin)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: check
 check: lint types schemas coverage ## run everything that CI runs
@@ -57,7 +57,7 @@ schemas: $(VENV)/.installed-dev ## check workflows and the compose file against 
 
 .PHONY: coverage
 coverage: $(VENV)/.installed-dev ## run all tests and require their branch coverage
-	@LLMPROXY_TEST_REACTOR=$(REACTOR) $(bin)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	@LLMPROXY_TEST_REACTOR=$(REACTOR) $(bin)/python -m pytest -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 ## Measuring
 

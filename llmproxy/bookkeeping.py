@@ -11,9 +11,9 @@ from twisted.logger import Logger
 
 from llmproxy.access_log import AccessLog
 from llmproxy.accounting import Accounting
-from llmproxy.config import Config
+from llmproxy.config import Config, ConfigError
 from llmproxy.exchange import Exchange, Observer
-from llmproxy.ledger import Ledger, open_ledger, parse_ledger
+from llmproxy.ledger import Database, Ledger, open_ledger, parse_ledger
 from llmproxy.metrics import Metrics, Sources
 from llmproxy.prices import PriceBook
 
@@ -65,17 +65,18 @@ class Bookkeeping:
         """Go on as another configuration says; what was recorded until now goes to where it was to go."""
         self._accounting.flush()
         accounting = config.accounting
-        base_urls = {upstream.name: str(upstream.base_url) for upstream in config.upstreams}
-        self._accounting.price = PriceBook(accounting.prices, base_urls).cost
-        watched = self._access_log or config.admin is not None or parse_ledger(accounting.ledger) is not None
+        watched = self._access_log or config.admin is not None or database_of(config) is not None
         self.observers = (self._accounting.add,) if watched else ()
+        if watched:  # a price book costs 30 MB
+            base_urls = {upstream.name: str(upstream.base_url) for upstream in config.upstreams}
+            self._accounting.price = PriceBook(accounting.prices, base_urls).cost
         settings = (accounting.ledger, accounting.retention_days, accounting.backlog)
         if settings == self._ledger_settings:
             return
         self._ledger_settings = settings
         if self._ledger is not None:
             self._closing.append(self._ledger.close())
-        database = parse_ledger(accounting.ledger)
+        database = database_of(config)
         self._ledger = None
         if database is not None:
             self._ledger = open_ledger(
@@ -99,6 +100,17 @@ class Bookkeeping:
             self._closing.append(self._ledger.close())
             self._ledger = None
         return gatherResults(self._closing)
+
+
+def database_of(config: Config) -> Database | None:
+    """Where a configuration wants the ledger.
+
+    :raise ConfigError: where there can be none, such as for want of a driver.
+    """
+    try:
+        return parse_ledger(config.accounting.ledger)
+    except ValueError as error:
+        raise ConfigError([f"ledger {error}"]) from None
 
 
 class _Recorder:

@@ -62,11 +62,11 @@ class Observation:
         if found:
             exchange.labels = found
         body = self._body = request.body
-        if self._family is Family.GEMINI or b"model" in target or b"deployment" in target:
-            named = model_of_target(self._family, target)
-            if isinstance(named, Known):
-                exchange.asked_model = named.model
-                return
+        # A query's counts where there is no body to name another.
+        named = model_of_target(self._family, target if request.websocket else target.partition(b"?")[0])
+        if isinstance(named, Known):
+            exchange.asked_model = named.model
+            return
         if body is None or headers.values_of(b"content-encoding"):
             return
         if b"json" in b"".join(headers.values_of(b"content-type")):

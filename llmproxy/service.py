@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 
 from llmproxy import __version__, admin
-from llmproxy.bookkeeping import Bookkeeping
+from llmproxy.bookkeeping import Bookkeeping, database_of
 from llmproxy.config import DEFAULT_DRAIN, Config, ConfigError
 from llmproxy.cors import Cors
 from llmproxy.credentials import Credentials
@@ -128,6 +128,7 @@ class ProxyService(Service):
         """Read the configuration again and serve new requests by it; where it is wrong, log why and keep the old one."""
         try:
             config = self._load()
+            database_of(config)
             self._listeners.change(self._wanted(config))
             self._admin.change(_wanted_by_admin(config))
         except ConfigError as error:

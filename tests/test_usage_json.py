@@ -73,7 +73,7 @@ def test_a_body_that_just_fits_is_read_as_a_whole(extra: int) -> None:
     assert read(tapped(Family.OPENAI), body).usage == READ
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b'{"usage": ', b"\xff\x00", b'{"a": 1} {"b": 2}'])
+@pytest.mark.parametrize("body", [b"<html>", b'{"usage": ', b"\xff\x00", b'{"a": 1} {"b": 2}'])
 def test_what_is_no_json_is_undecodable(body: bytes) -> None:
     reading = read(tapped(Family.OPENAI), body)
     assert (reading.source, reading.usage, reading.outcome) == ("undecodable", None, "cut")
@@ -87,6 +87,11 @@ def test_json_without_usage_has_none(body: bytes) -> None:
 def test_json_is_read_with_a_byte_order_mark_and_text_that_is_not_utf_8() -> None:
     body = b'\xef\xbb\xbf{"text": "\xff\xfe\n", "usage": {"prompt_tokens": 9, "total_tokens": 9}}'
     assert read(tapped(Family.OPENAI), body).usage == READ
+
+
+def test_no_content_is_complete_and_tells_nothing() -> None:
+    reading = read(tapped(Family.OPENAI), b"")
+    assert (reading.source, reading.outcome) == ("absent", "complete")
 
 
 def test_json_that_is_nested_beyond_reason_is_undecodable() -> None:

@@ -230,6 +230,10 @@ def test_searches_that_are_billed_are_those_that_are_told() -> None:
     assert usage.server_tool_uses == {"web_search_requests": 1}
 
 
+def test_runs_of_tools_without_tokens_are_no_usage() -> None:
+    assert whole(response(usage=None, output=[{"type": "web_search_call"}])).source == "absent"
+
+
 def test_embeddings_have_no_output() -> None:
     body = {"object": "list", "data": [], "model": "e-3", "usage": {"prompt_tokens": 9, "total_tokens": 9}}
     reading = whole(body)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
+from collections.abc import Callable
 
 import attrs
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 
 from llmproxy.config.credential import Family
 from llmproxy.decoding import decoder
+from llmproxy.demo import chat, messages, responses
+from llmproxy.demo.api import Answer
+from llmproxy.demo.fields import Json
 from llmproxy.usage import Reading, Tap, Usage, tap_for
 from llmproxy.usage.decoded import Decoded
 from llmproxy.usage.openai import OpenAIReader
@@ -218,6 +222,32 @@ def test_usage_of_which_a_part_is_unknown_adds_up_to_what_is_known() -> None:
     one = Usage(input_tokens=1, server_tool_uses={"a": 1, "b": 2})
     other = Usage(input_tokens=2, output_tokens=3, server_tool_uses={"b": 3})
     assert one + other == Usage(input_tokens=3, output_tokens=3, server_tool_uses={"a": 1, "b": 5})
+
+
+ASKED = {
+    "model": "demo",
+    "messages": [{"role": "user", "content": "Hello"}],
+    "input": "Hello",
+    "max_tokens": 99,
+}
+DEMO: dict[str, tuple[Family, Callable[[Json], Answer]]] = {
+    "chat": (Family.OPENAI, lambda body: chat.answer(body, "1", 1)),
+    "responses": (Family.OPENAI, lambda body: responses.answer(body, "1", 1)),
+    "messages": (Family.ANTHROPIC, lambda body: messages.answer(body, "1")),
+}
+
+
+@pytest.mark.parametrize(("family", "answer"), DEMO.values(), ids=DEMO)
+def test_a_stream_of_the_demo_upstream_says_what_its_whole_answer_does(
+    family: Family, answer: Callable[[Json], Answer]
+) -> None:
+    body, events = answer(ASKED), answer({**ASKED, "stream": True, "stream_options": {"include_usage": True}})
+    assert isinstance(body, dict)
+    assert isinstance(events, list)
+    reading = read(tapped(family, SSE), events)
+    assert reading.usage is not None
+    assert reading.usage.output_tokens
+    assert read(tapped(family), dumped(body)) == attrs.evolve(reading, response_id=body["id"])
 
 
 TOKENS = st.sampled_from(

@@ -8,8 +8,10 @@ Where the model stands, and what counts:
 ====================================  ==============================================================================
 request                               its model
 ====================================  ==============================================================================
-target that names one (by path or     that one. Gemini and Azure go by the path, WebSockets by the query, so the body
-query: :func:`model_of_target`)       is not read. Path and query may not name different ones.
+path that names one                   that one: Gemini and Azure go by the path, so the body is not read
+(:func:`model_of_path`)
+query that names one                  that one, of a WebSocket; of anything else it must be allowed too, and the body is
+(:func:`model_of_query`)              read all the same. Path and query may not name different ones.
 WebSocket handshake, otherwise        that of the first message, which is read once the upstream has agreed to speak
                                       (:class:`SessionGuard`).
 GET, HEAD, OPTIONS, DELETE without a  none, and none is run: it passes (:func:`may_name_none`).

@@ -18,12 +18,11 @@ import attrs
 import tomlkit
 from twisted.python import usage
 
+from llmproxy import config
 from llmproxy.cli.command import Command, CommandError
 from llmproxy.cli.table import columns
 from llmproxy.ledger import Database, parse_ledger
 from llmproxy.ledger.report import DIMENSIONS, LedgerError, Question, Sum, ask
-
-LEDGER_VARIABLE = "LLMPROXY_LEDGER"
 
 _AGO = re.compile(r"([0-9]{1,6})([dh])")
 _DAY = timedelta(days=1)
@@ -76,7 +75,7 @@ class Usage(Command):
             "ledger",
             None,
             None,
-            f"The ledger, such as sqlite:///var/lib/llmproxy/ledger.sqlite. [default: ${LEDGER_VARIABLE}]",
+            "The ledger, such as sqlite:///var/lib/llmproxy/ledger.sqlite3. [default: that of the configuration]",
         ],
     ]
     optFlags = [["json", None, "Write JSON"], ["csv", None, "Write CSV"]]
@@ -99,6 +98,7 @@ class Usage(Command):
         """Print the sums.
 
         :raise CommandError: where there is no ledger that can be read.
+        :raise llmproxy.config.ConfigError: where the configuration does not tell which it is.
         """
         question = self.question
         try:
@@ -118,23 +118,18 @@ class Usage(Command):
         return 0
 
     def _ledger(self, environ: Mapping[str, str]) -> Database:
-        given = self["ledger"] is not None
-        setting, text = (
-            ("--ledger", self["ledger"]) if given else (LEDGER_VARIABLE, environ.get(LEDGER_VARIABLE))
-        )
-        if not text:
-            raise CommandError(
-                f"It is not known where the ledger is; give --ledger, or set {LEDGER_VARIABLE}."
-            )
+        given = self["ledger"]
         try:
-            database = parse_ledger(text)
+            database = parse_ledger(given or config.load_ledger(environ, self.config_file(environ)))
+        except config.ConfigError as error:
+            raise CommandError(str(error)) from None
         except ValueError as problem:
-            raise CommandError(f"{setting} {problem}") from None
+            raise CommandError(f"{'--ledger' if given else 'ledger'} {problem}") from None
         if database is None:
-            raise CommandError(f"{setting} is none: there is no ledger to read.")
+            raise CommandError("The ledger is none: there is nothing to read; --ledger names another.")
         if given and database.has_password:
             raise CommandError(
-                f"A password does not belong on a command line, which others can see; set {LEDGER_VARIABLE}."
+                "A password does not belong on a command line, which others can see; set LLMPROXY_LEDGER."
             )
         return database
 

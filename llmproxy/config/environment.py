@@ -80,6 +80,7 @@ def read(environ: Mapping[str, str], problems: Problems, alone: bool) -> Partial
         "retention_days": read.setting(
             "LLMPROXY_LEDGER_RETENTION", watching.parse_days, ("ledger_retention",)
         ),
+        "request_id": read.setting("LLMPROXY_REQUEST_ID", watching.parse_switch, ("request_id",)),
     }
     logging = {
         "format": read.setting("LOG_FORMAT", watching.parse_log_format, ("log_format",)),

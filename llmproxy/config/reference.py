@@ -59,6 +59,7 @@ its variables is required, and each stands for a key of the file:
 | `PORT`, `ADMIN_PORT` | `listen`, `admin_port` |
 | `LLMPROXY_LEDGER`, `LLMPROXY_LEDGER_RETENTION` | `ledger`, with an absolute path; `ledger_retention` |
 | `LOG_FORMAT`, `LOG_LEVEL` | `log_format`, `log_level` |
+| `LLMPROXY_REQUEST_ID`, `on` or `off` | `request_id` |
 | `CLIENT_...` | the keys of `[limits]`: `CLIENT_KEEP_ALIVE` is `keep_alive` |
 | `UPSTREAM_...` | the keys of `[defaults]`: `UPSTREAM_KEEP_ALIVE` is `keep_alive` |
 | `HTTPS_PROXY`, `NO_PROXY` | `https_proxy`, `no_proxy` |

@@ -95,6 +95,13 @@ def parse_admin_port(text: str) -> str:
     )
 
 
+def parse_switch(text: str) -> bool:
+    """Read whether something is to be done."""
+    if text not in ("on", "off"):
+        raise ValueError(f"must be on or off, not {text!r}.")
+    return text == "on"
+
+
 def parse_days(text: str) -> int:
     """Read a number of days."""
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_DAYS):

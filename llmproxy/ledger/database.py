@@ -46,6 +46,9 @@ class Database(Protocol):
     def arguments(self) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """What to give to the module's ``connect`` for writing."""
 
+    def prepare(self) -> None:
+        """Make what must be there before there can be a connection for writing."""
+
     def opened(self, connection: Any) -> None:
         """Make a new connection ready for writing, and the ledger up to date."""
 
@@ -97,9 +100,14 @@ class SQLite:
         """Transactions are begun by hand; and adbapi closes connections from a thread that is not theirs."""
         return (str(self.path),), {"timeout": _BUSY, "isolation_level": None, "check_same_thread": False}
 
+    def prepare(self) -> None:
+        """Make the directory, as the XDG Base Directory Specification has it of the default one."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def opened(self, connection: Any) -> None:
-        """Create the file for its owner alone, before SQLite does for all; it gives its other files the same mode."""
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _OWNER_ONLY))
+        """Keep a new file to its owner, while nothing is in it; SQLite gives its other files the same mode."""
+        if self.path.stat().st_size == 0:
+            self.path.chmod(_OWNER_ONLY)
         connection.execute("PRAGMA journal_mode = WAL")
         # In WAL mode this keeps the file whole whatever happens, and loses nothing that was committed when a process is
         # killed; a loss of power may take the last commits. https://www.sqlite.org/pragma.html#pragma_synchronous
@@ -159,6 +167,9 @@ class PostgreSQL:
         }
         return (), {**defaults, **self.conninfo}
 
+    def prepare(self) -> None:
+        """Make nothing: databases are their administrator's."""
+
     def opened(self, connection: Any) -> None:
         """Nothing is set for a session, which a pooler would give to others."""
         _migrate(connection, self)
@@ -215,7 +226,7 @@ def _postgresql(text: str) -> PostgreSQL:
         from psycopg import ProgrammingError
         from psycopg.conninfo import conninfo_to_dict
     except ImportError:
-        raise ValueError("needs psycopg for PostgreSQL: pip install 'llmproxy[postgresql]'.") from None
+        raise ValueError("needs psycopg for PostgreSQL: pip install 'psycopg[binary]'.") from None
     try:
         return PostgreSQL(conninfo_to_dict(text))
     except ProgrammingError:  # its text has what it could not read, which may be the password

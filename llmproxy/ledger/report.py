@@ -128,7 +128,9 @@ def _answer(cursor: Any, database: Database, question: Question) -> list[Sum]:
     names = [f"key_{name}" for name in question.by]
     partition = f"PARTITION BY {', '.join(names)}" if names else ""
     conditions, values = _conditions(question)
-    order = names if question.by[:1] == ("day",) else ["cost DESC NULLS LAST", "requests DESC", *names]
+    order = [f"{name} NULLS LAST" for name in names]
+    if question.by[:1] != ("day",):
+        order = ["cost DESC NULLS LAST", "requests DESC", *order]
     # Nearest rank: the smallest time that at least so many in a hundred are not above.
     cursor.execute(
         database.sql(f"""

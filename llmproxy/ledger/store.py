@@ -6,6 +6,7 @@ requests. Whatever fails, the connection is given up with it, and what comes nex
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -25,11 +26,26 @@ _PRUNE = """
 _T = TypeVar("_T")
 
 
+class _Pool(adbapi.ConnectionPool):
+    """Connections that a database is prepared for."""
+
+    database: Database
+
+    def connect(self) -> Any:
+        """Connect where the thread has no connection yet."""
+        if not self.connections:
+            self.database.prepare()
+        return super().connect()
+
+
 class _Connection(adbapi.Connection):
     """A connection that does not outlive a failure."""
 
     def rollback(self) -> None:
-        """End the transaction by its connection, which may be why it failed."""
+        """End the transaction, and the connection, which may be why it failed."""
+        with contextlib.suppress(Exception):
+            # A cursor may be held with the failure: SQLite would close only when that goes, and keep its locks until then.
+            super().rollback()
         self._pool.disconnect(self._connection)
 
 
@@ -44,18 +60,20 @@ class Store:
     def __init__(self, database: Database, reactor: Any) -> None:
         self._database = database
         self._reactor = reactor
+        self._opening: Any = None  # a connection that the pool does not know yet
         arguments, keywords = database.arguments()
-        self._pool = adbapi.ConnectionPool(
+        self._pool = _Pool(
             database.module,
             *arguments,
             **keywords,
             cp_min=1,
             cp_max=1,
             cp_name="llmproxy ledger",
-            cp_openfun=database.opened,
+            cp_openfun=self._open,
             cp_reactor=reactor,
         )
         self._pool.connectionFactory = _Connection
+        self._pool.database = database
 
     def __str__(self) -> str:
         return str(self._database)
@@ -103,6 +121,19 @@ class Store:
 
         return running.addBoth(ended)
 
+    def _open(self, connection: Any) -> None:
+        self._opening = connection
+        try:
+            self._database.opened(connection)
+        except Exception:
+            with contextlib.suppress(Exception):
+                connection.rollback()
+            connection.close()
+            raise
+        finally:
+            self._opening = None
+
     def _abort(self) -> None:
-        for connection in list(self._pool.connections.values()):
-            self._database.abort(connection)
+        for connection in [*self._pool.connections.values(), self._opening]:
+            if connection is not None:
+                self._database.abort(connection)

@@ -22,7 +22,7 @@ from llmproxy.ledger.database import Database
 from llmproxy.ledger.row import Row, row_of
 from llmproxy.ledger.store import Store
 
-DEFAULT_MAX_WAITING = 10_000  # rows, of about 2 kB
+DEFAULT_MAX_WAITING = 10_000  # rows, of about 1 kB
 
 _INTERVAL = 0.5  # seconds; with the time that the writing takes, a row is in the ledger within a second
 _BATCH = 1000  # rows for one transaction
@@ -149,9 +149,7 @@ class Ledger:
             for timer in (self._timer, self._prune_timer):
                 if timer is not None and timer.active():
                     timer.cancel()
-            if self._busy:
-                self.failing = False  # this write is the last try
-            else:
+            if not self._busy:
                 self._write()
         return closed
 

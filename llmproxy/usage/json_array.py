@@ -12,7 +12,7 @@ from llmproxy.usage.model import Reading, Source
 from llmproxy.usage.reader import Body, Event, Reader
 from llmproxy.usage.sse import LIMIT
 
-_BETWEEN = re.compile(r"[\s,\[\]]*")
+_BETWEEN = re.compile(r"[\s,\[\]]+")
 
 
 class JSONArray(Body):
@@ -42,7 +42,7 @@ class JSONArray(Body):
     def _take(self) -> None:
         """Take the objects that are whole."""
         held = self._held.decode("latin-1")
-        at = _BETWEEN.match(held).end()  # type: ignore[union-attr]
+        at = _next_element(held, 0)
         while at < len(held):
             end = end_of_object(held, at) if held[at] == "{" else at
             if end == at:
@@ -54,5 +54,10 @@ class JSONArray(Body):
             element = bytes(self._held[at:end])
             if not self.reader.ordinary(element):
                 self.reader.event(Event(b"", element))
-            at = _BETWEEN.match(held, end).end()  # type: ignore[union-attr]
+            at = _next_element(held, end)
         self._held = bytearray() if self._given_up else self._held[at:]
+
+
+def _next_element(text: str, at: int) -> int:
+    between = _BETWEEN.match(text, at)
+    return between.end() if between else at

@@ -38,6 +38,8 @@ class JSONBody(Body):
         """Read it, or what there is of it."""
         if self._size > START + END:
             return self._close_large(whole)
+        if not self._size:  # as the answer to HEAD
+            return self.reader.reading(whole)
         document = parse(bytes(self._start + self._end))
         if document is None:
             self.reader.answer(members_at_start(bytes(self._start)))

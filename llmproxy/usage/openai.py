@@ -8,7 +8,8 @@ only where it was asked for (``stream_options.include_usage``).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+
+import attrs
 
 from llmproxy.usage.fields import Document, count, first, part, parts, text
 from llmproxy.usage.model import Usage
@@ -28,15 +29,12 @@ _ENDS = frozenset(
         "speech.audio.done",
     }
 )
-_PIECES = (
-    ".delta",
-    ".partial_image",
-)  # how the types of events end that carry a piece of what the model makes
+# So the types of events end that carry a piece of what the model makes.
+_PIECES = (".delta", ".partial_image")
 # It repeats the whole request, as response.created did.
 _REPETITIONS = frozenset({b"response.in_progress", b"response.queued"})
-_STOPPED = frozenset(
-    {"completed", "incomplete", "failed", "cancelled"}
-)  # the status of a response that will not go on
+# The status of a response that will not go on.
+_STOPPED = frozenset({"completed", "incomplete", "failed", "cancelled"})
 # Items of a response's output that are runs of OpenAI's own tools.
 _TOOL_CALLS = {
     "web_search_call": "web_search_requests",
@@ -55,8 +53,8 @@ class OpenAIReader(Reader):
 
     def ordinary(self, data: bytes) -> bool:
         """Tell whether nothing in these bytes is worth a closer look, fast."""
-        # `in` takes twice as long as `find`. In a string, a quote has a backslash before it: none of these is in what a model
-        # says. Nearly every chunk has a finish_reason, of null.
+        # `in` takes twice as long as `find`, and an expression of alternatives even longer. What a model says is rarely taken
+        # for one of these, as the quotes in it have backslashes. Nearly every chunk has a finish_reason, of null.
         find = data.find
         return (
             self.first_token
@@ -117,12 +115,12 @@ class OpenAIReader(Reader):
     def _take_usage(self, answer: Document) -> None:
         if answer.get("object") == "response.input_tokens":
             self._usage = Usage(input_tokens=count(answer.get("input_tokens")), billable=False)
-        usage = usage_of(part(answer.get("usage")), _tool_uses(answer))
+        usage = usage_of(part(answer.get("usage")))
         if usage.known:
-            self._usage = usage
+            self._usage = attrs.evolve(usage, server_tool_uses=_tool_uses(answer))
 
 
-def usage_of(usage: Document, tool_uses: Mapping[str, int] | None = None) -> Usage:
+def usage_of(usage: Document) -> Usage:
     """Read the ``usage`` of any of the APIs, whose names for the same things differ."""
     read = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     made = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
@@ -153,7 +151,6 @@ def usage_of(usage: Document, tool_uses: Mapping[str, int] | None = None) -> Usa
         cached_audio_tokens=cached_audio,
         input_image_tokens=_less(count(read.get("image_tokens")), count(cached_details.get("image_tokens"))),
         output_image_tokens=count(made.get("image_tokens")),
-        server_tool_uses=tool_uses,
     )
 
 

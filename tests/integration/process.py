@@ -45,7 +45,13 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
     There is no ledger unless a test wants one: by default it would be in the home of whoever runs the tests.
     """
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LLMPROXY_LEDGER": "none", **settings}
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "LLMPROXY_LEDGER": "none",
+        "LLMPROXY_REQUEST_ID": "off",
+        **settings,
+    }
 
 
 def settings(openai: str, anthropic: str, **others: str) -> dict[str, str]:

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from llmproxy.exchange import Ending, Exchange
+from llmproxy.ledger import schema
+from llmproxy.ledger.database import SQLite
+from llmproxy.ledger.report import LedgerError, Question, Sum, ask
+from llmproxy.ledger.row import INSERT, row_of
+from llmproxy.usage.model import Usage
+from tests.ledger_support import check_everyday, everyday, exchange, reading
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> SQLite:
+    return SQLite(tmp_path / "ledger.sqlite")
+
+
+def write(database: SQLite, exchanges: Sequence[Exchange]) -> None:
+    arguments, keywords = database.arguments()
+    connection = sqlite3.connect(*arguments, **keywords)
+    database.opened(connection)
+    connection.executemany(INSERT, [row_of(given) for given in exchanges])
+    connection.close()
+
+
+def total(database: SQLite, *exchanges: Exchange) -> Sum:
+    """What exchanges come to."""
+    write(database, exchanges)
+    [[line]] = ask(database, Question())
+    return line
+
+
+class TestSums:
+    def test_everyday_exchanges(self, database: SQLite) -> None:
+        write(database, everyday())
+        check_everyday(lambda *questions: ask(database, *questions))
+
+    def test_who_cost_most_comes_first_and_days_come_in_their_order(self, database: SQLite) -> None:
+        write(
+            database,
+            [
+                exchange(client="a", cost=1),
+                exchange(client="b", cost=3, at=exchange().at.replace(day=1)),
+                exchange(client="c", cost=2),
+                exchange(client="d"),
+                exchange(client="d"),
+                exchange(client="e"),
+            ],
+        )
+        clients, days = ask(database, Question(by=("client",)), Question(by=("day",)))
+        assert [line.key[0] for line in clients] == ["b", "c", "a", "d", "e"]
+        assert [line.key[0] for line in days] == ["2026-11-01", "2026-11-20"]
+
+    def test_a_client_named_like_sql_is_a_client(self, database: SQLite) -> None:
+        write(database, [exchange(client="x' OR '1'='1"), exchange()])
+        [[line]] = ask(database, Question(client="x' OR '1'='1"))
+        assert line.requests == 1
+
+    @pytest.mark.parametrize(
+        ("count", "p50", "p99"), [(1, 1, 1), (2, 1, 2), (3, 2, 3), (100, 50, 99), (101, 51, 100)]
+    )
+    def test_percentiles_are_times_that_were_measured(
+        self, database: SQLite, count: int, p50: float, p99: float
+    ) -> None:
+        times: list[float | None] = [None, *range(1, count + 1), None]
+        line = total(database, *(exchange(first_token=time) for time in times))
+        assert (line.first_token_p50, line.first_token_p99) == (p50, p99)
+
+
+class TestUnknown:
+    @pytest.mark.parametrize("source", ["absent", "too_large", "undecodable"])
+    def test_an_answer_without_usage_is_counted(self, database: SQLite, source: str) -> None:
+        line = total(database, exchange(reading=reading(source=source)))
+        assert (line.usage_unknown, line.cost_unknown) == (1, 1)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            exchange(status=500, reading=reading()),
+            exchange(method="GET", reading=reading()),
+            exchange(reading=reading(source="none")),
+            exchange(reading=None),
+            exchange(status=404, ending=Ending.REFUSED),
+        ],
+    )
+    def test_what_makes_no_tokens_is_not(self, database: SQLite, other: Exchange) -> None:
+        line = total(database, other)
+        assert (line.usage_unknown, line.cost_unknown) == (0, 0)
+
+    def test_a_websocket_is_a_get_that_makes_tokens(self, database: SQLite) -> None:
+        assert total(database, exchange(method="GET", status=101, reading=reading())).usage_unknown == 1
+
+    def test_usage_without_a_price_is_known_usage(self, database: SQLite) -> None:
+        line = total(database, exchange(reading=reading(Usage(input_tokens=1, output_tokens=1))))
+        assert (line.usage_unknown, line.cost_unknown, line.cost) == (0, 1, None)
+
+    def test_a_cost_of_nothing_is_known(self, database: SQLite) -> None:
+        line = total(database, exchange(reading=reading(Usage(input_tokens=1, billable=False)), cost=0))
+        assert (line.cost_unknown, line.cost) == (0, 0)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        "failed",
+        [
+            exchange(status=400),
+            exchange(status=529),
+            exchange(status=403, ending=Ending.REFUSED),
+            exchange(ending=Ending.UPSTREAM_FAILED),
+            exchange(status=None, ending=Ending.PROXY_FAILED),
+            exchange(reading=reading(outcome="failed", error="overloaded_error")),
+        ],
+    )
+    def test_these_are_some(self, database: SQLite, failed: Exchange) -> None:
+        assert total(database, failed).errors == 1
+
+    @pytest.mark.parametrize("fine", [exchange(), exchange(status=304), exchange(ending=Ending.CLIENT_LEFT)])
+    def test_these_are_none(self, database: SQLite, fine: Exchange) -> None:
+        assert total(database, fine).errors == 0
+
+
+class TestUnreadable:
+    def test_no_file(self, database: SQLite) -> None:
+        with pytest.raises(LedgerError, match="cannot be read: unable to open database file"):
+            ask(database, Question())
+
+    def test_no_database(self, database: SQLite) -> None:
+        database.path.write_bytes(b"x" * 5000)
+        with pytest.raises(LedgerError, match="cannot be read: file is not a database"):
+            ask(database, Question())
+
+    def test_another_database(self, database: SQLite) -> None:
+        sqlite3.connect(database.path).execute("CREATE TABLE other (a)").connection.close()
+        with pytest.raises(LedgerError, match="no such table: llmproxy_migrations"):
+            ask(database, Question())
+
+    def test_an_older_ledger(self, database: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(database, [])
+        monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ()))
+        with pytest.raises(LedgerError, match="made by an older llmproxy"):
+            ask(database, Question())

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmproxy.exchange import Ending, Exchange
+from llmproxy.ledger.row import COLUMNS, row_of
+from llmproxy.usage.model import Usage
+from tests.ledger_support import exchange, reading
+
+
+def named(given: Exchange) -> dict[str, Any]:
+    """The row of an exchange, by the names of its columns."""
+    return dict(zip(COLUMNS, row_of(given), strict=True))
+
+
+class TestRow:
+    def test_all_that_is_known_is_in_it(self) -> None:
+        names = [column for column in COLUMNS if column.endswith("_tokens")]
+        counts: dict[str, Any] = {name: number for number, name in enumerate(names, 1)}
+        usage = Usage(**counts, server_tool_uses={"web_search_requests": 2})
+        row = named(
+            exchange(
+                id="id-1",
+                ending=Ending.UPSTREAM_FAILED,
+                received=10,
+                sent=20,
+                first_byte=0.5,
+                first_token=0.75,
+                reused=True,
+                upstream_request_id="req_1",
+                labels={"x-claude-code-agent-id": "agent", "x-claude-code-session-id": "session"},
+                cost=123,
+                reading=reading(usage, outcome="failed", error="overloaded_error"),
+            )
+        )
+        assert row == {
+            "id": "id-1",
+            "at": "2026-11-20T12:00:00.000000+00:00",
+            "client": "alice",
+            "upstream": "anthropic",
+            "method": "POST",
+            "path": "/anthropic/v1/messages",
+            "status": 200,
+            "ending": "upstream failed",
+            "asked_model": "model-1",
+            "answered_model": "model-1-2026",
+            "received": 10,
+            "sent": 20,
+            "first_byte": 0.5,
+            "first_token": 0.75,
+            "duration": 2.0,
+            "reused": True,
+            "upstream_request_id": "req_1",
+            "session": "session",
+            "labels": '{"x-claude-code-agent-id":"agent","x-claude-code-session-id":"session"}',
+            "cost": 123,
+            "usage_source": "reported",
+            "outcome": "failed",
+            "error": "overloaded_error",
+            "response_id": "msg_1",
+            "stop_reason": "end_turn",
+            "service_tier": "standard",
+            "billable": True,
+            **counts,
+            "server_tool_uses": '{"web_search_requests":2}',
+        }
+
+    def test_what_is_unknown_is_null_and_not_nothing(self) -> None:
+        row = named(exchange(reading=reading(Usage(input_tokens=0))))
+        assert (row["input_tokens"], row["output_tokens"], row["cost"]) == (0, None, None)
+        row = named(exchange(status=None, duration=None, ending=None))
+        assert [row[name] for name in ("status", "duration", "ending", "usage_source", "billable")] == [
+            None
+        ] * 5
+
+    def test_the_time_is_in_utc(self) -> None:
+        east = timezone(timedelta(hours=9))
+        row = named(exchange(at=datetime(2026, 1, 1, 3, tzinfo=east)))
+        assert row["at"] == "2025-12-31T18:00:00.000000+00:00"
+
+    @pytest.mark.parametrize("name", ["x-claude-code-session-id", "session_id", "X-Session-Id"])
+    def test_a_session_is_told_by_the_name_of_its_label(self, name: str) -> None:
+        assert named(exchange(labels={"x-agent-id": "a", name: "s"}))["session"] == "s"
+
+    @pytest.mark.parametrize("name", ["x-possession-id", "x-session-ideas", "x-agent-id"])
+    def test_other_labels_name_none(self, name: str) -> None:
+        assert named(exchange(labels={name: "s"}))["session"] is None
+
+
+class TestCleaning:
+    def test_text_is_cut(self) -> None:
+        row = named(exchange(asked_model="m" * 1000, path="/" * 5000))
+        assert (len(row["asked_model"]), len(row["path"])) == (256, 1024)
+
+    @pytest.mark.parametrize("character", ["\0", "\n", "\x1b", "\ud800", "\u202e"])
+    def test_what_cannot_be_printed_is_replaced(self, character: str) -> None:
+        assert named(exchange(asked_model=f"a{character}b"))["asked_model"] == "a\ufffdb"
+        assert json.loads(named(exchange(labels={"x-id": character}))["labels"]) == {"x-id": "\ufffd"}
+
+    def test_other_scripts_stay(self) -> None:
+        assert named(exchange(asked_model="模型-ü"))["asked_model"] == "模型-ü"
+
+    @pytest.mark.parametrize("number", [-1, 2**63])
+    def test_a_number_that_no_database_holds_is_unknown(self, number: int) -> None:
+        row = named(
+            exchange(cost=number, reading=reading(Usage(input_tokens=number, server_tool_uses={"x": number})))
+        )
+        assert (row["input_tokens"], row["cost"], row["server_tool_uses"]) == (None, None, '{"x":null}')
+
+    @given(st.text(), st.integers(), st.dictionaries(st.text(), st.text()))
+    def test_whatever_came_can_be_written(self, text: str, number: int, labels: dict[str, str]) -> None:
+        usage = Usage(number, number, server_tool_uses={"tool": number})
+        row = row_of(
+            exchange(
+                asked_model=text,
+                path=text,
+                upstream_request_id=text,
+                labels=labels,
+                cost=number,
+                reading=reading(usage),
+            )
+        )
+        for value in row:
+            if isinstance(value, str):
+                assert "\0" not in value
+                value.encode()
+            elif isinstance(value, int):
+                assert 0 <= value < 2**63

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import itertools
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from genai_prices import Usage as ListedUsage
+from genai_prices import calc_price
+from genai_prices.types import Tier, TieredPrices
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmproxy.config import PriceOverride
+from llmproxy.prices import PriceBook, price
+from llmproxy.usage.model import Usage
+from tests.ledger_support import Lines, exchange, lines, reading
+
+__all__ = ["lines"]  # a fixture
+
+# Prices of lists change with releases; those of models that are history do not.
+SONNET = "claude-sonnet-4-20250514"  # 3 USD of input, 15 of output, 3.75 and 6 to write to a cache, 0.3 to read from it
+BASE_URLS = {
+    "openai": "https://api.openai.com",
+    "anthropic": "https://api.anthropic.com",
+    "azure": "https://team.openai.azure.com",
+    "gateway": "https://llm.example",
+}
+AT = datetime(2026, 11, 20, tzinfo=timezone.utc)
+ONE = Decimal(1)
+RATES = {"input_mtok": ONE, "output_mtok": 10 * ONE}
+
+
+@pytest.fixture(scope="module")
+def book() -> PriceBook:
+    return PriceBook(base_urls=BASE_URLS)
+
+
+def cost(
+    book: PriceBook,
+    usage: Usage | None,
+    model: str | None = SONNET,
+    upstream: str = "anthropic",
+    **changes: Any,
+) -> int | None:
+    asked = changes.pop("asked_model", None)
+    read = reading(usage, model=model, **changes)
+    return book.cost(exchange(upstream=upstream, reading=read, asked_model=asked, at=AT))
+
+
+class TestLists:
+    def test_input_and_output_have_their_prices(self, book: PriceBook) -> None:
+        assert cost(book, Usage(input_tokens=1000, output_tokens=100)) == 3000 + 1500
+
+    def test_cache_reads_and_both_kinds_of_writes_have_theirs(self, book: PriceBook) -> None:
+        usage = Usage(
+            input_tokens=0,
+            output_tokens=0,
+            cache_read_tokens=1000,
+            cache_write_5m_tokens=100,
+            cache_write_1h_tokens=10,
+        )
+        assert cost(book, usage) == 300 + 375 + 60
+
+    def test_an_hour_in_anthropics_cache_costs_twice_the_input(self, book: PriceBook) -> None:
+        for model in ("claude-opus-4-5", "claude-sonnet-4-5", "claude-haiku-4-5"):
+            hour = cost(book, Usage(input_tokens=0, output_tokens=0, cache_write_1h_tokens=1000), model)
+            plain = cost(book, Usage(input_tokens=1000, output_tokens=0), model)
+            assert hour is not None
+            assert plain is not None
+            assert hour == 2 * plain > 0
+
+    def test_what_openai_read_from_its_cache_is_not_paid_as_input(self, book: PriceBook) -> None:
+        usage = Usage(input_tokens=0, output_tokens=0, cache_read_tokens=1000)
+        assert cost(book, usage, "gpt-4o-2024-08-06", "openai") == 1250
+
+    def test_searches_are_paid_each(self, book: PriceBook) -> None:
+        usage = Usage(
+            input_tokens=0,
+            output_tokens=0,
+            server_tool_uses={
+                "web_search_requests": 3,
+                "web_fetch_requests": 9,
+                "code_execution_requests": 0,
+            },
+        )
+        assert cost(book, usage) == 30_000
+
+    def test_another_tool_makes_the_cost_unknown(self, book: PriceBook) -> None:
+        usage = Usage(input_tokens=1, output_tokens=1, server_tool_uses={"code_execution_requests": 1})
+        assert cost(book, usage) is None
+
+    def test_an_embedding_has_no_output(self, book: PriceBook) -> None:
+        assert cost(book, Usage(input_tokens=1_000_000), "text-embedding-3-small", "openai") == 20_000
+
+    def test_all_costs_more_once_the_context_is_long(self, book: PriceBook) -> None:
+        long = Usage(input_tokens=1, output_tokens=0, cache_read_tokens=200_000)
+        assert cost(book, long, "claude-sonnet-4-5") == 120_006
+
+    def test_counting_tokens_costs_nothing(self, book: PriceBook) -> None:
+        assert cost(book, Usage(input_tokens=5000, billable=False), "no-such-model") == 0
+
+    def test_the_asked_model_is_taken_where_no_other_is_known(self, book: PriceBook) -> None:
+        assert cost(book, Usage(input_tokens=1000, output_tokens=0), None, asked_model=SONNET) == 3000
+
+    @given(st.tuples(*[st.integers(0, 50_000)] * 5))
+    def test_the_sum_is_that_of_the_library(self, book: PriceBook, counts: tuple[int, ...]) -> None:
+        plain, output, read, written, written_1h = counts
+        usage = Usage(plain, output, read, written, written_1h)
+        for upstream, model in (("anthropic", "claude-sonnet-4-5"), ("anthropic", "claude-opus-4-5")):
+            theirs = calc_price(
+                ListedUsage(
+                    input_tokens=plain + read + written + written_1h,
+                    output_tokens=output,
+                    cache_read_tokens=read,
+                    cache_write_tokens=written + written_1h,
+                    cache_write_1h_tokens=written_1h,
+                ),
+                model,
+                provider_api_url=BASE_URLS[upstream],
+                genai_request_timestamp=AT,
+            )
+            assert cost(book, usage, model, upstream) == round(theirs.total_price * 1_000_000)
+
+
+class TestTiers:
+    USAGE = Usage(input_tokens=1_000_000, output_tokens=0)
+
+    @pytest.mark.parametrize("name", ["standard", "default", "auto", "on_demand", "ON_DEMAND", None])
+    def test_the_standard_tier_has_many_names(self, book: PriceBook, name: str | None) -> None:
+        assert cost(book, self.USAGE, "gpt-4.1", "openai", service_tier=name) == 2_000_000
+
+    @pytest.mark.parametrize(
+        ("name", "expected"), [("flex", None), ("priority", 3_500_000), ("batch", 1_000_000)]
+    )
+    def test_others_have_prices_of_their_own(self, book: PriceBook, name: str, expected: int | None) -> None:
+        assert cost(book, self.USAGE, "gpt-4.1", "openai", service_tier=name) == expected
+
+    def test_anthropics_batches_cost_half(self, book: PriceBook) -> None:
+        standard = cost(book, self.USAGE, "claude-opus-4-5")
+        batch = cost(book, self.USAGE, "claude-opus-4-5", service_tier="batch")
+        assert standard is not None
+        assert batch == standard // 2
+
+    def test_what_a_contract_sets_is_unknown(self, book: PriceBook) -> None:
+        assert cost(book, self.USAGE, service_tier="priority") is None
+
+    def test_one_providers_tiers_are_not_those_of_another_with_its_models(self, book: PriceBook) -> None:
+        assert cost(book, self.USAGE, "gpt-4.1", "azure") is not None
+        assert cost(book, self.USAGE, "gpt-4.1", "azure", service_tier="priority") is None
+
+
+class TestUnknown:
+    USAGE = Usage(input_tokens=10, output_tokens=10)
+
+    def test_nothing_was_read(self, book: PriceBook) -> None:
+        assert book.cost(exchange(reading=None)) is None
+        assert cost(book, None) is None
+
+    @pytest.mark.parametrize("outcome", ["cut", "failed"])
+    def test_an_answer_that_did_not_come_whole(self, book: PriceBook, outcome: str) -> None:
+        assert cost(book, self.USAGE, outcome=outcome) is None
+
+    def test_an_upstream_that_is_no_providers_own(self, book: PriceBook) -> None:
+        assert cost(book, self.USAGE, upstream="gateway") is None
+        assert cost(book, self.USAGE, upstream="not configured") is None
+
+    def test_no_model_is_named(self, book: PriceBook) -> None:
+        assert cost(book, self.USAGE, None) is None
+
+    @pytest.mark.parametrize("usage", [Usage(output_tokens=1), Usage(input_tokens=1)])
+    def test_a_number_that_matters_is_missing(self, book: PriceBook, usage: Usage) -> None:
+        assert cost(book, usage) is None
+
+    def test_an_unknown_model_is_told_once(self, lines: Lines) -> None:
+        book = PriceBook(base_urls=BASE_URLS)
+        for _ in range(3):
+            assert cost(book, self.USAGE, "brand-new") is None
+        assert cost(book, self.USAGE, "brand-newer") is None
+        told = [line for line in lines() if "No price" in line]
+        assert len(told) == 2
+        assert "'brand-new' of anthropic" in told[0]
+
+    def test_clients_that_make_up_models_do_not_fill_the_log(self, lines: Lines) -> None:
+        book = PriceBook(base_urls=BASE_URLS)
+        for number in range(1500):
+            cost(book, self.USAGE, f"model {number}", "gateway")
+        assert len([line for line in lines() if "No price" in line]) == 1000
+
+
+class TestOverrides:
+    USAGE = Usage(input_tokens=1000, output_tokens=1000)
+
+    def test_a_model_that_no_list_has_is_added(self) -> None:
+        book = PriceBook([PriceOverride("llama-*", input=Decimal("0.5"), output=ONE)], BASE_URLS)
+        assert cost(book, self.USAGE, "llama-3", "gateway") == 1500
+        assert cost(book, self.USAGE, "other", "gateway") is None
+
+    def test_what_is_left_out_is_as_in_the_list(self) -> None:
+        book = PriceBook([PriceOverride("claude-*", output=ONE)], BASE_URLS)
+        assert cost(book, self.USAGE) == 3000 + 1000
+
+    def test_every_kind_of_token_can_have_a_price(self) -> None:
+        override = PriceOverride(
+            "*",
+            input=ONE,
+            output=2 * ONE,
+            cache_read=3 * ONE,
+            cache_write_5m=4 * ONE,
+            cache_write_1h=5 * ONE,
+            input_audio=6 * ONE,
+            output_audio=7 * ONE,
+        )
+        usage = Usage(
+            input_tokens=100 + 1,
+            output_tokens=100 + 1,
+            cache_read_tokens=100,
+            cache_write_5m_tokens=100,
+            cache_write_1h_tokens=100,
+            input_audio_tokens=1,
+            output_audio_tokens=1,
+        )
+        assert cost(PriceBook([override], BASE_URLS), usage) == 100 * (1 + 2 + 3 + 4 + 5) + 6 + 7
+
+    def test_the_first_that_matches_is_taken(self) -> None:
+        overrides = [
+            PriceOverride("a*", input=ONE, output=ONE),
+            PriceOverride("*", input=5 * ONE, output=ONE),
+        ]
+        book = PriceBook(overrides)
+        assert (cost(book, self.USAGE, "abc"), cost(book, self.USAGE, "bcd")) == (2000, 6000)
+
+    def test_the_name_that_was_asked_for_may_be_meant(self) -> None:
+        book = PriceBook([PriceOverride("our-deployment", input=ONE, output=ONE)])
+        assert cost(book, self.USAGE, "gpt-9", asked_model="our-deployment") == 2000
+
+    def test_it_speaks_of_one_tier(self) -> None:
+        prices = PriceOverride("claude-*", service_tier="priority", input=ONE, output=ONE)
+        book = PriceBook([prices], BASE_URLS)
+        assert cost(book, self.USAGE) == 18_000
+        assert cost(book, self.USAGE, service_tier="priority") == 2000
+
+
+class TestSum:
+    def test_a_half_is_rounded_to_the_even_neighbour(self) -> None:
+        book = PriceBook([PriceOverride("*", input=Decimal("0.5"), output=ONE)])
+        costs = [cost(book, Usage(input_tokens=count, output_tokens=0)) for count in (1, 2, 3, 5)]
+        assert costs == [0, 1, 2, 2]
+
+    def test_it_is_rounded_once(self) -> None:
+        book = PriceBook([PriceOverride("*", input=Decimal("0.3"), output=Decimal("0.3"))])
+        assert cost(book, Usage(input_tokens=1, output_tokens=1)) == 1
+
+    def test_sound_and_images_are_paid_as_other_tokens_where_they_have_no_price(self) -> None:
+        usage = Usage(
+            input_tokens=10,
+            output_tokens=10,
+            input_audio_tokens=3,
+            input_image_tokens=3,
+            output_audio_tokens=3,
+        )
+        assert price(usage, RATES) == 110
+        assert price(usage, {**RATES, "input_audio_mtok": 2 * ONE, "output_audio_mtok": 20 * ONE}) == 143
+
+    def test_sound_from_a_cache_has_its_own_price(self) -> None:
+        usage = Usage(input_tokens=0, output_tokens=0, cache_read_tokens=10, cached_audio_tokens=4)
+        assert price(usage, {**RATES, "cache_read_mtok": ONE / 2, "cache_audio_read_mtok": ONE / 4}) == 4
+        assert price(usage, {**RATES, "cache_read_mtok": ONE / 2}) == 5
+        assert price(usage, RATES) == 10
+
+    def test_reasoning_is_output_unless_it_has_a_price(self) -> None:
+        usage = Usage(input_tokens=0, output_tokens=10, reasoning_tokens=4)
+        assert price(usage, RATES) == 100
+        assert price(usage, {**RATES, "output_reasoning_mtok": ONE}) == 64
+
+    @pytest.mark.parametrize("name", ["cache_write_5m_tokens", "cache_write_1h_tokens"])
+    def test_writing_to_a_cache_without_a_price_is_unknown(self, name: str) -> None:
+        counts: dict[str, Any] = {name: 1}
+        usage = Usage(input_tokens=0, output_tokens=0, **counts)
+        assert price(usage, RATES) is None
+
+    def test_an_hour_is_not_paid_as_five_minutes(self) -> None:
+        usage = Usage(input_tokens=0, output_tokens=0, cache_write_1h_tokens=1)
+        assert price(usage, {**RATES, "cache_write_mtok": ONE}) is None
+
+    def test_parts_that_are_more_than_the_whole_are_not_believed(self) -> None:
+        assert price(Usage(input_tokens=1, output_tokens=1, input_audio_tokens=2), RATES) is None
+
+    def test_the_length_of_the_context_chooses_the_price(self) -> None:
+        tiers = TieredPrices(base=ONE, tiers=[Tier(100, 2 * ONE), Tier(200, 3 * ONE)])
+        totals = [
+            price(Usage(input_tokens=count, output_tokens=0), {"input_mtok": tiers})
+            for count in (100, 101, 201)
+        ]
+        assert totals == [100, 202, 603]
+
+    def test_no_float_comes_in(self) -> None:
+        for count, rate in itertools.product((1, 3, 7**20), (Decimal("0.1"), Decimal("0.30"))):
+            assert price(Usage(input_tokens=count, output_tokens=0), {"input_mtok": rate}) == count * rate
