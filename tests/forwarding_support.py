@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -73,15 +70,3 @@ class Taker:
 
     def _broken(self, failure: Any) -> None:
         self.ended = failure.type
-
-
-@contextmanager
-def no_cycle() -> Iterator[None]:
-    """Fail where what happens within leaves something that only the garbage collector could find."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-        assert gc.collect() == 0
-    finally:
-        gc.enable()

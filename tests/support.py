@@ -6,6 +6,7 @@ interfaces and what the package adds to them, and nothing of what implements the
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -528,3 +529,25 @@ class Proxy:
 def pairs(headers: Headers) -> list[tuple[bytes, bytes]]:
     """All names, in lower case, and values of some headers."""
     return [(name.lower(), value) for name, values in headers.getAllRawHeaders() for value in values]
+
+
+@contextmanager
+def no_cycle() -> Iterator[None]:
+    """Fail where what happens within leaves something of ours that only the garbage collector could find."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        # Of ours: other threads of the process leave garbage, too.
+        left = [thing for thing in gc.garbage if _module_of(thing).startswith("llmproxy")]
+        assert left == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+def _module_of(thing: object) -> str:
+    return str(getattr(thing if callable(thing) else type(thing), "__module__", ""))

@@ -16,8 +16,9 @@ from llmproxy.config import Client, Credential, Family, Upstream
 from llmproxy.exchange import Ending
 from llmproxy.http.fields import Pair
 from llmproxy.values import BaseURL
-from tests.forwarding_support import Line, Taker, no_cycle
+from tests.forwarding_support import Line, Taker
 from tests.support import (
+from tests.support import no_cycle
     BEARER,
     CONFIG,
     HANDSHAKE,

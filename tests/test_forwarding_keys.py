@@ -11,8 +11,9 @@ from llmproxy.exchange import Ending
 from llmproxy.http.fields import Pair
 from llmproxy.http.held_body import again, hold
 from llmproxy.http.limits import UpstreamLimits
-from tests.forwarding_support import Line, Taker, no_cycle
+from tests.forwarding_support import Line, Taker
 from tests.support import (
+from tests.support import no_cycle
     BEARER,
     CONFIG,
     HANDSHAKE,

@@ -5,15 +5,11 @@ Under load its collections took a tenth of the proxy's time while one closure re
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import attrs
 import pytest
 
 from llmproxy.values import BaseURL
-from tests.support import CONFIG, OPENAI, TOKEN, Proxy
+from tests.support import CONFIG, OPENAI, TOKEN, Proxy, no_cycle
 from tests.upstream_support import RESET, MemoryAgent
 
 LENGTH = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"]
@@ -36,17 +32,6 @@ class Open:
     def answer(self, answer: list[bytes]) -> None:
         for part in answer:
             self.upstream.receive(part)
-
-
-@contextmanager
-def no_cycle() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-        assert gc.collect() == 0
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize("answer", [LENGTH, CHUNKED], ids=["length", "chunked"])
