@@ -18,7 +18,6 @@ from llmproxy.http.fields import Pair
 from llmproxy.values import BaseURL
 from tests.forwarding_support import Line, Taker
 from tests.support import (
-from tests.support import no_cycle
     BEARER,
     CONFIG,
     HANDSHAKE,
@@ -31,6 +30,7 @@ from tests.support import no_cycle
     Response,
     client_with,
     log_lines,
+    no_cycle,
 )
 
 LISTED = client_with(TOKEN, name="alice", models=("gpt-*", "gemini-*"), deny_models=("*-pro",))

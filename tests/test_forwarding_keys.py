@@ -13,7 +13,6 @@ from llmproxy.http.held_body import again, hold
 from llmproxy.http.limits import UpstreamLimits
 from tests.forwarding_support import Line, Taker
 from tests.support import (
-from tests.support import no_cycle
     BEARER,
     CONFIG,
     HANDSHAKE,
@@ -25,6 +24,7 @@ from tests.support import no_cycle
     UpstreamResponse,
     client_with,
     log_lines,
+    no_cycle,
 )
 from tests.upstream_support import Wire
 
