@@ -2,7 +2,8 @@
 FROM python:3.13-slim AS build
 
 WORKDIR /src
-RUN python -m venv --without-pip /opt/llmproxy
+RUN python -m venv --without-pip /opt/llmproxy \
+ && mkdir -m 700 /opt/state
 
 # The dependencies first, and alone: with no package in sight this installs an empty llmproxy and all that it requires, in a
 # layer that stays cached until the requirements change.
@@ -23,6 +24,8 @@ LABEL org.opencontainers.image.title="llmproxy" \
       org.opencontainers.image.licenses="MIT"
 
 COPY --from=build /opt/llmproxy /opt/llmproxy
+# Empty, and the user's own: so is then a new volume that is mounted there.
+COPY --from=build --chown=10001:10001 /opt/state /var/lib/llmproxy
 ENV PATH=/opt/llmproxy/bin:$PATH
 
 # Twisted's plugin cache, which twistd could not write later. It counts only when newer than every plugin, and an image keeps
@@ -30,9 +33,12 @@ ENV PATH=/opt/llmproxy/bin:$PATH
 RUN sleep 1 \
  && python -c "from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))"
 
-# A number, for orchestrators that require a user who is provably not root. It owns nothing and writes nothing, so the root file
-# system may be read-only.
+# A number, for orchestrators that require a user who is provably not root. It writes nothing but a ledger, where one is asked
+# for, so the root file system may be read-only.
 USER 10001:10001
+
+# A ledger in the container itself would go with it. On a volume, it is sqlite:///var/lib/llmproxy/ledger.sqlite3.
+ENV LLMPROXY_LEDGER=none
 
 ENV PORT=33000
 EXPOSE 33000
