@@ -79,6 +79,8 @@ def start_llmproxy(children: Children, cores: Cores, upstream: Target, scratch: 
         "ANTHROPIC_BASE_URL": base_url,
         "ANTHROPIC_API_KEY": secrets.token_hex(16),
         "PROXY_TOKEN": token,
+        # What a ledger costs is measured by naming one.
+        "LLMPROXY_LEDGER": os.environ.get("LLMPROXY_LEDGER", "none"),
     }
     # The script that pip installed: `python -m twisted` would be `twist`, another program.
     twistd = Path(sys.executable).with_name("twistd")
