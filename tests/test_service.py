@@ -394,6 +394,39 @@ class TestReload:
         running.config = attrs.evolve(CONFIG, noticed=("It can be guessed.",))
         assert any("can be guessed" in line for line in running.reload())
 
+    def test_200_streams_live_through_20_reloads_a_minute_apart(self) -> None:
+        running = Running(config=PLAIN)
+        running.start()
+        streams = []
+        for _ in range(200):
+            client = running.connect()
+            client.ask(b"/openai/v1/x", headers=[BEARER])
+            upstream = accept(running)
+            upstream.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            streams.append((client, upstream))
+        elsewhere = attrs.evolve(PLAIN.upstreams[0], base_url=BaseURL("http", "127.0.0.1", 2, ""))
+        others: list[Config | ConfigError] = [
+            attrs.evolve(PLAIN, clients=(client_with(NEW_TOKEN),)),
+            attrs.evolve(PLAIN, upstreams=(elsewhere,)),
+            ConfigError(["OPENAI_BASE_URL is not set."]),
+            PLAIN,
+        ]
+        for minute in range(20):
+            running.config = others[minute % len(others)]
+            running.reload()
+            for second in range(60):
+                running.reactor.advance(1)
+                if second % 20 == 0:
+                    for _, upstream in streams:
+                        upstream.send(b"2\r\nhi\r\n")
+        for client, upstream in streams:
+            upstream.send(b"0\r\n\r\n")
+            assert (client.response().body, client.response().whole) == (b"hi" * 60, True)
+        assert len(running.stop()) == 0  # connections are open
+        for client, _ in streams:
+            client.leave()
+        running.reactor.advance(31)
+
 
 class TestReloadOfListeners:
     def listening(self, running: Running) -> list[str]:

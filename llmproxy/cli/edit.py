@@ -10,7 +10,8 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,7 +48,7 @@ def check(text: str, changed: str, environ: Mapping[str, str]) -> None:
     :param text: what there was before; its own problems are not the change's.
     :raise CommandError: naming what is wrong with the change.
     """
-    with tempfile.TemporaryDirectory() as directory:
+    with _scratch() as directory:
         file = Path(directory, "llmproxy.toml")
         file.write_bytes(text.encode("utf-8"))
         known = _problems(environ, file)
@@ -55,6 +56,17 @@ def check(text: str, changed: str, environ: Mapping[str, str]) -> None:
         found = [problem for problem in _problems(environ, file) if problem not in known]
     if found:
         raise CommandError("\n  - ".join(["This could not be used:", *found]))
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            yield directory
+    except OSError as error:
+        raise CommandError(
+            f"There is no folder for a temporary file, to try the change in: {error.strerror}; TMPDIR names one."
+        ) from None
 
 
 def rewrite(path: Path, change: Callable[[str], str], environ: Mapping[str, str]) -> Sequence[str]:
