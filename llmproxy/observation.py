@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -13,8 +14,8 @@ from llmproxy.asked_model.glance import Glance
 from llmproxy.config import Family
 from llmproxy.deadline import Clock
 from llmproxy.exchange import Ending, Exchange
-from llmproxy.frames import FrameError, FrameReader, Kind
-from llmproxy.usage import Tap, tap_for, tap_for_messages
+from llmproxy.frames import FrameError, FrameReader, Kind, MessageTooLarge
+from llmproxy.usage import Source, Tap, tap_for, tap_for_messages
 
 # Ids that clients give their sessions and agents: Claude Code's. A setting lists more.
 SESSION_HEADERS = (
@@ -46,6 +47,7 @@ class Observation:
         self._glance: Glance | None = None
         self._tap: Tap | None = None
         self._feed: Any = None
+        self._given_up: Source | None = None
 
     def look_at_request(self, request: Any, target: bytes) -> None:
         """Note what the request says of itself.
@@ -102,6 +104,7 @@ class Observation:
         try:
             frames = FrameReader(extensions, from_client=False, limit=_LARGEST_MESSAGE)
         except FrameError:
+            self._given_up = "undecodable"
             return None
 
         def feed(data: bytes) -> None:
@@ -118,8 +121,9 @@ class Observation:
             return
         try:
             self._feed(data)
-        except FrameError:
-            self._feed = None  # what follows cannot be told; what was seen stays
+        except FrameError as error:
+            self._feed = None
+            self._given_up = "too_large" if isinstance(error, MessageTooLarge) else "undecodable"
             return
         if self._exchange.first_token is None and self._tap is not None and self._tap.first_token:
             self._exchange.first_token = self._now() - self._exchange.started
@@ -133,6 +137,8 @@ class Observation:
             exchange.asked_model = self._glance.model
         if self._tap is not None:
             exchange.reading = self._tap.close(exchange.ending is Ending.COMPLETED)
+            if self._given_up is not None:  # a part of the usage must not be taken for all of it
+                exchange.reading = attrs.evolve(exchange.reading, usage=None, source=self._given_up)
             if self._tap.fault is not None:
                 self._log.failure("An answer's usage could not be read", Failure(self._tap.fault))
         self._tap = self._feed = self._glance = self._body = None
