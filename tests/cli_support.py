@@ -75,6 +75,11 @@ class Shell:
         assert KEY not in printed.out + printed.err
         return Ran(status, printed.out, printed.err)
 
+    def file_version(self) -> tuple[int, int, bytes]:
+        """What tells whether the file was written or replaced, even by the same text; that it was read does not count."""
+        found = self.file.stat()
+        return found.st_ino, found.st_mtime_ns, self.file.read_bytes()
+
     def refused(self, *words: str, status: int = 1) -> str:
         """Run a command that must fail, and return what it says."""
         ran = self.run(*words)
