@@ -59,8 +59,10 @@ class Accounting:
         if not exchanges:
             return
         for exchange in exchanges:
-            with self._log.failuresHandled("A price could not be found"):
+            try:
                 exchange.cost = self.price(exchange)
+            except Exception:
+                self._log.failure("A price could not be found")
         for observer in self._observers:
             with self._log.failuresHandled("An observer of exchanges failed"):
                 observer.observe(exchanges)

@@ -25,7 +25,7 @@ class Bookkeeping:
     :param pools: tells the connections to upstreams, each pool with the upstream's name.
     :param access_log: write a line for each exchange.
     :ivar metrics: what is shown to Prometheus.
-    :ivar observers: told of each exchange when it is over; none where nobody would learn of it.
+    :ivar observer: is to be told of each exchange when it is over; ``None`` where nobody would learn of it.
     :ivar open: the exchanges that are not over, by their ids.
     """
 
@@ -59,14 +59,14 @@ class Bookkeeping:
             observers.append(AccessLog())
         self._access_log = access_log
         self._accounting = Accounting(reactor, lambda _: None, observers)
-        self.observers: tuple[Observer, ...] = ()
+        self.observer: Observer | None = None
 
     def change(self, config: Config) -> None:
         """Go on as another configuration says; what was recorded until now goes to where it was to go."""
         self._accounting.flush()
         accounting = config.accounting
         watched = self._access_log or config.admin is not None or database_of(config) is not None
-        self.observers = (self._accounting.add,) if watched else ()
+        self.observer = self._accounting.add if watched else None
         if watched:  # a price book costs 30 MB
             base_urls = {upstream.name: str(upstream.base_url) for upstream in config.upstreams}
             self._accounting.price = PriceBook(accounting.prices, base_urls).cost

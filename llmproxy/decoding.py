@@ -58,7 +58,9 @@ class Decoder:
     :ivar codings: their names in the order in which they are undone; empty for a body that is sent as it is.
     """
 
-    def __init__(self, codings: tuple[str, ...], max_per_call: int, max_total: int) -> None:
+    def __init__(
+        self, codings: tuple[str, ...], max_per_call: int = MAX_PER_CALL, max_total: int = MAX_TOTAL
+    ) -> None:
         self.codings = codings
         self._stages = [_Bounded(name, max_per_call, max_total) for name in codings]
 

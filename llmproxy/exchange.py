@@ -1,6 +1,6 @@
 """One forwarded request: what is known about it, and how it ended.
 
-An Exchange is filled in by the proxy while a request is served, and handed to observers once, when it is over, whatever way
+An Exchange is filled in by the proxy while a request is served, and handed to an observer once, when it is over, whatever way
 it ended. It never holds a query, a prompt or an answer.
 """
 
@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import attrs
 
-from llmproxy.usage.model import Reading
+from llmproxy.usage import Reading, Tap
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
@@ -59,7 +59,7 @@ class Exchange:
     :ivar reused: whether the connection to the upstream had carried a request before.
     :ivar upstream_request_id: what the upstream calls it.
     :ivar labels: ids of sessions and agents, by the names of the headers that carried them.
-    :ivar reading: what the answer said of itself, where that was read.
+    :ivar tap: what reads the answer while it passes.
     :ivar cost: in micro-dollars, 1e-6 USD; ``None`` where it is not known.
     """
 
@@ -80,9 +80,21 @@ class Exchange:
     reused: bool | None = None
     upstream_request_id: str | None = None
     labels: Mapping[str, str] = _NO_LABELS
-    reading: Reading | None = None
     cost: int | None = None
     ending: Ending | None = None
+    _reading: Reading | None = None
+    tap: Tap | None = None
+
+    @property
+    def reading(self) -> Reading | None:
+        """What the answer said of itself, where that was read; of an exchange that is over.
+
+        It is put together when it is first asked for: off the request's path.
+        """
+        if self.tap is not None:
+            tap, self.tap = self.tap, None
+            self._reading = tap.close(self.ending is Ending.COMPLETED)
+        return self._reading
 
 
 Observer = Callable[[Exchange], None]

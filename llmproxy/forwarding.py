@@ -21,7 +21,7 @@ from llmproxy.http.fields import Fields
 from llmproxy.http.held_body import again, hold, release
 from llmproxy.http.interfaces import IAbortableResponse
 from llmproxy.keyring import REFUSALS, Key
-from llmproxy.observation import Observation
+from llmproxy.observation import look_at_request, look_at_response, look_at_session
 from llmproxy.relay import Relay
 from llmproxy.route import Gateway, Route
 from llmproxy.tunnel import Tunnel
@@ -60,17 +60,13 @@ class Forwarding:
         self._uploaded = 0
         self._deadline = Deadline(gateway.clock, self._too_late)
         self._exchange = exchange
-        self._observation: Observation | None = None
+        self._observed = gateway.observer is not None
 
     def start(self) -> None:
         """Send the request on; everything after this is a reaction to the upstream, the client or the clock."""
         self._request.notifyFinish().addErrback(self._client_left)
-        gateway = self._gateway
-        if gateway.observers:
-            self._observation = Observation(
-                self._exchange, self._upstream.family, gateway.clock, gateway.session_headers
-            )
-            self._observation.look_at_request(self._request, self._target)
+        if self._observed:
+            look_at_request(self._exchange, self._upstream.family, self._request, self._target)
         if rights.depend_on_model(self._caller.client):
             self._try(self._admit)
         else:
@@ -130,9 +126,8 @@ class Forwarding:
         request.responseHeaders = headers.strip_hop_by_hop(response.headers)
         self._gateway.tell(self._exchange, request)
         look = None
-        if self._observation is not None:
-            self._observation.look_at_response(response)
-            look = self._observation.feed
+        if self._observed:
+            look = look_at_response(self._exchange, self._upstream.family, response, self._gateway.clock)
         request.requestHeaders.settle()  # a stream may be open for long
         response.headers.settle()
         if response.code == 101:
@@ -175,8 +170,11 @@ class Forwarding:
         """Both sides agreed to speak WebSocket: from here on, bytes pass as they come."""
         self._deadline.clear()
         extensions = b", ".join(response.headers.getRawHeaders(b"sec-websocket-extensions", ()))
-        look = None if self._observation is None else self._observation.look_at_session(extensions)
-        tunnel = Tunnel(self._session_over, self._gateway.clock, look)
+        clock = self._gateway.clock
+        look = None
+        if self._observed:
+            look = look_at_session(self._exchange, self._upstream.family, extensions, clock)
+        tunnel = Tunnel(self._session_over, clock, look)
         self._passage = tunnel
         if rights.depend_on_model(self._caller.client):
             guard = admission.session_guard(self._caller.client, self._upstream, self._target, extensions)
@@ -265,9 +263,7 @@ class Forwarding:
         exchange.ending = ending
         if self._passage is not None:
             exchange.sent = self._passage.sent
-        if self._observation is not None:
-            self._observation.close()
-        self._gateway.end(exchange, ending)
+        self._gateway.end(exchange, self._request, ending)
 
     def _elapsed(self) -> float:
         return self._gateway.clock.seconds() - self._exchange.started

@@ -65,7 +65,7 @@ class ProxyResource(Resource):
         exchange.status = problem.status
         self._gateway.tell(exchange, request)
         errors.answer(request, problem, message)
-        self._gateway.end(exchange, Ending.REFUSED)
+        self._gateway.end(exchange, request, Ending.REFUSED)
 
     def _missing_right(self, client: Client, request: IStreamedRequest) -> str | None:
         return rights.missing_for_upstream(client, self._upstream.name) or rights.missing_for_network(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import attrs
 from twisted.logger import Logger
 
@@ -14,10 +12,12 @@ from llmproxy.exchange import Ending, Exchange, Observer
 from llmproxy.http.fields import Pair
 from llmproxy.http.interfaces import IStreamedRequest
 from llmproxy.keyring import Key, Keyring
-from llmproxy.observation import SESSION_HEADERS
+from llmproxy.observation import SESSION_HEADERS, labels_of
 from llmproxy.transparent import TransparentClient
 
 _log = Logger()
+
+_ID_HEADER = b"x-llmproxy-request-id"
 
 Presented = tuple[Pair | None, bytes | None]
 
@@ -55,7 +55,7 @@ class Gateway:
     """What all routes share.
 
     :ivar clock: for the timeouts of exchanges; see :class:`~llmproxy.deadline.SharedClock`.
-    :ivar observers: told of each exchange when it is over.
+    :ivar observer: told of each exchange when it is over.
     :ivar open: the exchanges that are not over, by their ids.
     :ivar max_resent_body: bytes of a request's body that are held so that it can be sent again with another key.
     :ivar tell_id: tell clients the id of each exchange.
@@ -64,7 +64,7 @@ class Gateway:
 
     credentials: Credentials
     clock: Clock
-    observers: Sequence[Observer] = ()
+    observer: Observer | None = None
     open: dict[str, Exchange] = attrs.Factory(dict)
     max_resent_body: int = 1024 * 1024
     tell_id: bool = True
@@ -79,19 +79,29 @@ class Gateway:
             path=request.path.decode("ascii"),
             started=self.clock.seconds(),
         )
+        if self.observer is not None and (labels := labels_of(request.requestHeaders, self.session_headers)):
+            exchange.labels = labels
         self.open[exchange.id] = exchange
         return exchange
 
     def tell(self, exchange: Exchange, request: IStreamedRequest) -> None:
-        """Put the id of an exchange into the headers of its response."""
+        """Put the id of an exchange into the headers of its response, in the place of that of an upstream llmproxy."""
         if self.tell_id:
-            request.responseHeaders.addRawHeader(b"x-llmproxy-request-id", exchange.id.encode("ascii"))
+            headers = request.responseHeaders
+            if headers.values_of(_ID_HEADER):
+                headers.removeHeader(_ID_HEADER)
+            headers.addRawHeader(_ID_HEADER, exchange.id.encode("ascii"))
 
-    def end(self, exchange: Exchange, ending: Ending) -> None:
-        """The exchange is over: tell the observers."""
+    def end(self, exchange: Exchange, request: IStreamedRequest, ending: Ending) -> None:
+        """The exchange is over."""
         del self.open[exchange.id]
         exchange.ending = ending
         exchange.duration = self.clock.seconds() - exchange.started
-        for observer in self.observers:
-            with _log.failuresHandled("An observer of exchanges failed"):
-                observer(exchange)
+        if request.body is not None:
+            exchange.received = request.body.received
+        if self.observer is None:
+            return
+        try:
+            self.observer(exchange)
+        except Exception:
+            _log.failure("The observer of exchanges failed")

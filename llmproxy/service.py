@@ -152,7 +152,7 @@ class ProxyService(Service):
         gateway = Gateway(
             credentials=Credentials(config.clients, time.time),
             clock=self._clock,
-            observers=self._books.observers,
+            observer=self._books.observer,
             open=self._books.open,
             max_resent_body=config.max_resent_body,
             tell_id=config.accounting.request_id,

@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from llmproxy.exchange import Ending, Exchange
 from llmproxy.ledger.report import Question, Sum
-from llmproxy.usage.model import Reading, Usage
+from llmproxy.usage.model import COUNTS, Reading, Usage
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
 
@@ -67,6 +67,25 @@ def exchange(**changes: Any) -> Exchange:
         "ending": Ending.COMPLETED,
     }
     return Exchange(**{**known, **changes})
+
+
+def complete() -> Exchange:
+    """An exchange of which all is known."""
+    counts: dict[str, Any] = {name: number for number, name in enumerate(COUNTS, 1)}
+    usage = Usage(**counts, server_tool_uses={"web_search_requests": 2})
+    return exchange(
+        id="id-1",
+        ending=Ending.UPSTREAM_FAILED,
+        received=10,
+        sent=20,
+        first_byte=0.5,
+        first_token=0.75,
+        reused=True,
+        upstream_request_id="req_1",
+        labels={"x-claude-code-agent-id": "agent", "x-claude-code-session-id": "session"},
+        cost=123,
+        reading=reading(usage, outcome="failed", error="overloaded_error"),
+    )
 
 
 def everyday() -> list[Exchange]:

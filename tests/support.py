@@ -484,7 +484,7 @@ class Proxy:
     def __init__(
         self,
         config: Config = CONFIG,
-        observers: Sequence[Observer] = (),
+        observer: Observer | None = None,
         agent: Any = None,
         tell_id: bool = False,
     ) -> None:
@@ -494,7 +494,7 @@ class Proxy:
         gateway = Gateway(
             credentials=Credentials(config.clients, self.clock.seconds),
             clock=self.clock,
-            observers=[*observers, self.exchanges.append],
+            observer=observer or self.exchanges.append,
             max_resent_body=config.max_resent_body,
             tell_id=tell_id,
         )

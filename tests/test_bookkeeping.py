@@ -13,7 +13,7 @@ from llmproxy.bookkeeping import Bookkeeping, database_of
 from llmproxy.config import Accounting, Config, ConfigError, PriceOverride
 from llmproxy.exchange import Exchange
 from llmproxy.ledger import Database
-from llmproxy.observation import Observation
+from llmproxy.observation import look_at_response
 from llmproxy.usage import Usage
 from llmproxy.values import BaseURL
 from tests.metrics_support import Pool, exchange, reading
@@ -95,9 +95,9 @@ def make(clock: Clock, ledgers: list[Ledger]) -> Make:
 
 def ended(books: Bookkeeping, *ids: str, **changes: Any) -> None:
     """Let exchanges be over."""
-    for name in ids:
-        for observer in books.observers:
-            observer(exchange(id=name, **changes))
+    if books.observer is not None:
+        for name in ids:
+            books.observer(exchange(id=name, **changes))
 
 
 def shown(books: Bookkeeping, name: str) -> list[float]:
@@ -206,20 +206,20 @@ class TestObservers:
     def test_somebody_is_told_where_somebody_wants_to_know(
         self, make: Make, config: Config, access_log: bool
     ) -> None:
-        assert len(make(config, access_log).observers) == 1
+        assert make(config, access_log).observer is not None
 
     def test_where_nobody_does_nobody_is_and_no_prices_are_read(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("llmproxy.bookkeeping.PriceBook", None)
-        assert not make(PLAIN).observers
+        assert make(PLAIN).observer is None
 
     def test_it_is_a_reload_that_changes_that(self, make: Make) -> None:
         books = make(PLAIN)
         books.change(written_to("a"))
-        assert len(books.observers) == 1
+        assert books.observer is not None
         books.change(PLAIN)
-        assert not books.observers
+        assert books.observer is None
 
     def test_the_metrics_count_what_ended(self, make: Make, clock: Clock) -> None:
         books = make(attrs.evolve(PLAIN, admin="tcp:0"))
@@ -248,14 +248,14 @@ class TestNobodyWatches:
     def served(
         self, monkeypatch: pytest.MonkeyPatch, **options: Any
     ) -> tuple[ClientConnection, list[object]]:
-        """Serve one request; return its client, and the observations that were made."""
+        """Serve one request; return its client, and the answers that were looked at."""
         made: list[object] = []
 
         def noted(*arguments: Any) -> Any:
             made.append(arguments)
-            return Observation(*arguments)
+            return look_at_response(*arguments)
 
-        monkeypatch.setattr("llmproxy.forwarding.Observation", noted)
+        monkeypatch.setattr("llmproxy.forwarding.look_at_response", noted)
         running = Running(config=PLAIN, **options)
         running.start()
         client = running.connect()

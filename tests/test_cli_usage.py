@@ -12,7 +12,7 @@ import pytest
 
 from llmproxy.exchange import Exchange
 from llmproxy.ledger.database import SQLite
-from llmproxy.ledger.row import INSERT, row_of
+from llmproxy.ledger.row import insertions, row_of
 from llmproxy.usage.model import Usage
 from tests.cli_support import Shell, shell
 from tests.ledger_support import NOON, everyday, exchange, reading
@@ -33,7 +33,8 @@ def write(database: SQLite, exchanges: Sequence[Exchange]) -> None:
     arguments, keywords = database.arguments()
     connection = sqlite3.connect(*arguments, **keywords)
     database.opened(connection)
-    connection.executemany(INSERT, [row_of(given) for given in exchanges])
+    for statement, values in insertions(map(row_of, exchanges)):
+        connection.executemany(statement, values)
     connection.close()
 
 

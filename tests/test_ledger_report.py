@@ -10,7 +10,7 @@ from llmproxy.exchange import Ending, Exchange
 from llmproxy.ledger import schema
 from llmproxy.ledger.database import SQLite
 from llmproxy.ledger.report import LedgerError, Question, Sum, ask
-from llmproxy.ledger.row import INSERT, row_of
+from llmproxy.ledger.row import insertions, row_of
 from llmproxy.usage.model import Usage
 from tests.ledger_support import check_everyday, everyday, exchange, reading
 
@@ -24,7 +24,8 @@ def write(database: SQLite, exchanges: Sequence[Exchange]) -> None:
     arguments, keywords = database.arguments()
     connection = sqlite3.connect(*arguments, **keywords)
     database.opened(connection)
-    connection.executemany(INSERT, [row_of(given) for given in exchanges])
+    for statement, values in insertions(map(row_of, exchanges)):
+        connection.executemany(statement, values)
     connection.close()
 
 

@@ -8,37 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.exchange import Ending, Exchange
-from llmproxy.ledger.row import COLUMNS, row_of
-from llmproxy.usage.model import Usage
-from tests.ledger_support import exchange, reading
+from llmproxy.exchange import Exchange
+from llmproxy.ledger.row import insertions, row_of
+from llmproxy.usage.model import COUNTS, Usage
+from tests.ledger_support import complete, exchange, reading
 
 
 def named(given: Exchange) -> dict[str, Any]:
     """The row of an exchange, by the names of its columns."""
-    return dict(zip(COLUMNS, row_of(given), strict=True))
+    return dict(zip(*row_of(given), strict=True))
 
 
 class TestRow:
     def test_all_that_is_known_is_in_it(self) -> None:
-        names = [column for column in COLUMNS if column.endswith("_tokens")]
-        counts: dict[str, Any] = {name: number for number, name in enumerate(names, 1)}
-        usage = Usage(**counts, server_tool_uses={"web_search_requests": 2})
-        row = named(
-            exchange(
-                id="id-1",
-                ending=Ending.UPSTREAM_FAILED,
-                received=10,
-                sent=20,
-                first_byte=0.5,
-                first_token=0.75,
-                reused=True,
-                upstream_request_id="req_1",
-                labels={"x-claude-code-agent-id": "agent", "x-claude-code-session-id": "session"},
-                cost=123,
-                reading=reading(usage, outcome="failed", error="overloaded_error"),
-            )
-        )
+        given = complete()
+        assert given.reading is not None
+        assert given.reading.usage is not None
+        row = named(given)
+        counts = {name: getattr(given.reading.usage, name) for name in COUNTS}
+        assert None not in counts.values()
         assert row == {
             "id": "id-1",
             "at": "2026-11-20T12:00:00.000000+00:00",
@@ -71,13 +59,13 @@ class TestRow:
             "server_tool_uses": '{"web_search_requests":2}',
         }
 
-    def test_what_is_unknown_is_null_and_not_nothing(self) -> None:
+    def test_what_is_unknown_is_not_in_it_and_never_0(self) -> None:
         row = named(exchange(reading=reading(Usage(input_tokens=0))))
-        assert (row["input_tokens"], row["output_tokens"], row["cost"]) == (0, None, None)
+        assert row["input_tokens"] == 0
+        assert row.keys().isdisjoint({"output_tokens", "cost"})
         row = named(exchange(status=None, duration=None, ending=None))
-        assert [row[name] for name in ("status", "duration", "ending", "usage_source", "billable")] == [
-            None
-        ] * 5
+        assert row.keys().isdisjoint({"status", "duration", "ending", "usage_source", "billable", "labels"})
+        assert None not in row.values()
 
     def test_the_time_is_in_utc(self) -> None:
         east = timezone(timedelta(hours=9))
@@ -90,7 +78,7 @@ class TestRow:
 
     @pytest.mark.parametrize("name", ["x-possession-id", "x-session-ideas", "x-agent-id"])
     def test_other_labels_name_none(self, name: str) -> None:
-        assert named(exchange(labels={name: "s"}))["session"] is None
+        assert "session" not in named(exchange(labels={name: "s"}))
 
 
 class TestCleaning:
@@ -111,12 +99,13 @@ class TestCleaning:
         row = named(
             exchange(cost=number, reading=reading(Usage(input_tokens=number, server_tool_uses={"x": number})))
         )
-        assert (row["input_tokens"], row["cost"], row["server_tool_uses"]) == (None, None, '{"x":null}')
+        assert row.keys().isdisjoint({"input_tokens", "cost"})
+        assert row["server_tool_uses"] == '{"x":null}'
 
     @given(st.text(), st.integers(), st.dictionaries(st.text(), st.text()))
     def test_whatever_came_can_be_written(self, text: str, number: int, labels: dict[str, str]) -> None:
         usage = Usage(number, number, server_tool_uses={"tool": number})
-        row = row_of(
+        columns, values = row_of(
             exchange(
                 asked_model=text,
                 path=text,
@@ -126,9 +115,22 @@ class TestCleaning:
                 reading=reading(usage),
             )
         )
-        for value in row:
+        assert len(columns) == len(values)
+        for value in values:
             if isinstance(value, str):
                 assert "\0" not in value
                 value.encode()
             elif isinstance(value, int):
                 assert 0 <= value < 2**63
+
+
+class TestInsertions:
+    def test_rows_with_the_same_columns_are_written_by_one_statement(self) -> None:
+        rows = [row_of(exchange(id="a")), row_of(exchange(id="b", cost=1)), row_of(exchange(id="c"))]
+        written = dict(insertions(rows))
+        assert [[values[0] for values in each] for each in written.values()] == [["a", "c"], ["b"]]
+        for statement, each in written.items():
+            assert statement.count("?") == len(each[0])
+
+    def test_of_nothing_there_are_none(self) -> None:
+        assert list(insertions([])) == []

@@ -73,7 +73,7 @@ class TestStore:
     @pytest_twisted.inlineCallbacks
     def test_the_oldest_are_deleted_some_at_a_time(self, rows: Store, database: SQLite) -> Any:
         yield rows.insert([row_of(exchange(id=str(day), at=NOON.replace(day=day))) for day in range(1, 6)])
-        before = row_of(exchange(at=NOON.replace(day=4)))[1]
+        before = NOON.replace(day=4).isoformat(timespec="microseconds")
         for count in (2, 1, 0):
             assert (yield rows.prune(before, 2)) == count
         assert written(database) == ["4", "5"]
@@ -81,7 +81,7 @@ class TestStore:
     @pytest_twisted.inlineCallbacks
     def test_a_batch_is_written_whole_or_not_at_all(self, rows: Store, database: SQLite) -> Any:
         yield rows.insert([])
-        bad = (*row_of(exchange(id="b"))[:1], *[None] * (len(row_of(exchange())) - 1))
+        bad = (("id",), ("b",))
         with pytest.raises(sqlite3.IntegrityError):
             yield rows.insert([row_of(exchange(id="a")), bad])
         assert written(database) == []

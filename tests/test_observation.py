@@ -9,16 +9,14 @@ from typing import Any
 import attrs
 import pytest
 from twisted.internet import error
-from twisted.internet.task import Clock
 
 from llmproxy.config import Config, Family, Upstream
 from llmproxy.exchange import Ending, Exchange
 from llmproxy.http.fields import Fields
-from llmproxy.observation import Observation
+from llmproxy.observation import labels_of
 from llmproxy.usage import Reading, Usage
 from tests.conftest import LoggedFailures
 from tests.forwarding_support import Taker
-from tests.metrics_support import exchange
 from tests.support import (
     BEARER,
     CONFIG,
@@ -141,16 +139,6 @@ class TestRequest:
         assert (only(proxy).asked_model, only(proxy).ending) == ("gpt-5", Ending.REFUSED)
 
 
-class Request:
-    """What a look at a request takes of one."""
-
-    websocket = False
-    body = None
-
-    def __init__(self, *headers: tuple[bytes, bytes]) -> None:
-        self.requestHeaders = Fields(headers)
-
-
 class TestLabels:
     def test_the_ids_of_sessions_and_agents_are_noted(self, proxy: Proxy) -> None:
         names = ("x-claude-code-session-id", "x-claude-code-agent-id", "x-claude-code-parent-agent-id")
@@ -167,17 +155,31 @@ class TestLabels:
         assert only(proxy).labels == {}
 
     def test_a_setting_says_which_headers(self) -> None:
-        record = exchange(labels={})
-        observation = Observation(record, Family.NONE, Clock(), (b"x-team", b"x-absent"))
-        request = Request((b"X-Team", b"one"), (b"X-Team", b"two"), (b"X-Claude-Code-Session-Id", b"s"))
-        observation.look_at_request(request, b"/")
-        assert record.labels == {"x-team": "one"}
+        headers = Fields([(b"X-Team", b"one"), (b"X-Team", b"two"), (b"X-Claude-Code-Session-Id", b"s")])
+        assert labels_of(headers, (b"x-team", b"x-absent")) == {"x-team": "one"}
 
     def test_they_are_cut_to_a_length(self) -> None:
-        record = exchange()
-        observation = Observation(record, Family.NONE, Clock(), (b"x-team",))
-        observation.look_at_request(Request((b"X-Team", b"\xe4" * 10_000)), b"/")
-        assert record.labels == {"x-team": "ä" * 256}
+        headers = Fields([(b"X-Team", b"\xe4" * 10_000)])
+        assert labels_of(headers, (b"x-team",)) == {"x-team": "ä" * 256}
+
+    @pytest.mark.parametrize(
+        ("target", "token", "status"),
+        [
+            (CHAT, b"Bearer wrong", 401),
+            (b"/openai", BEARER[1], 404),
+            (MESSAGES, BEARER[1], 403),
+        ],
+    )
+    def test_those_of_requests_that_were_refused_are_noted_too(
+        self, target: bytes, token: bytes, status: int
+    ) -> None:
+        client = client_with(TOKEN, upstreams=frozenset({"openai"}))
+        proxy = Proxy(attrs.evolve(CONFIG, clients=(client,)))
+        session = (b"X-Claude-Code-Session-Id", b"s-1")
+        refused = proxy.ask(target, method=b"POST", headers=[(BEARER[0], token), session], body=ASKED)
+        assert refused.response().status == status
+        assert only(proxy).labels == {"x-claude-code-session-id": "s-1"}
+        assert (only(proxy).ending, only(proxy).status) == (Ending.REFUSED, status)
 
 
 class TestAnswer:
@@ -284,9 +286,9 @@ class TestAnswer:
         monkeypatch.setattr("llmproxy.usage.sse.EventStream.feed", feed)
         client = post(proxy)
         upstream = answer(proxy, SSE)
-        for data in (DELTA, TOLD, DONE):
-            upstream.chunk(data)
         with log_lines() as lines:
+            for data in (DELTA, TOLD, DONE):
+                upstream.chunk(data)
             upstream.end()
         assert client.response().body == DELTA + TOLD + DONE
         assert (only(proxy).ending, reading_of(proxy).source) == (Ending.COMPLETED, "undecodable")
@@ -400,7 +402,7 @@ class TestSession:
     def test_a_message_that_is_too_large_to_be_looked_at_passes_and_leaves_the_usage_unknown(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("llmproxy.observation._LARGEST_MESSAGE", 1000)
+        monkeypatch.setattr("llmproxy.usage.framed._LARGEST_MESSAGE", 1000)
         session = Session()
         session.send(frames(*turn()))
         session.send(frame(1, b" " * 1001))
@@ -501,6 +503,12 @@ class TestIds:
         answer(proxy, (b"X-Request-Id", b"req_1")).end()
         assert client.response().values(b"x-request-id") == [b"req_1"]
         assert client.response().values(b"x-llmproxy-request-id") == [only(proxy).id.encode()]
+
+    def test_that_of_an_upstream_llmproxy_is_replaced_and_recorded(self, proxy: Proxy) -> None:
+        client = post(proxy)
+        answer(proxy, (b"X-LLMproxy-Request-Id", b"its own")).end()
+        assert client.response().values(b"x-llmproxy-request-id") == [only(proxy).id.encode()]
+        assert only(proxy).upstream_request_id == "its own"
 
     @pytest.mark.parametrize("headers", [[], [BEARER]])
     def test_where_it_is_not_wanted_there_is_none(self, headers: list[tuple[bytes, bytes]]) -> None:

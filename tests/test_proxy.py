@@ -923,7 +923,7 @@ class TestObservers:
         def broken(_: Exchange) -> None:
             raise ZeroDivisionError
 
-        proxy = Proxy(observers=[broken])
+        proxy = Proxy(observer=broken)
         client = proxy.ask(b"/openai/v1/x")
         if end == "answer":
             upstream = proxy.agent.only.answer()
@@ -937,7 +937,6 @@ class TestObservers:
             client.leave()
             assert proxy.agent.only.cancelled
         assert len(logged_failures.flush(ZeroDivisionError)) == 1
-        assert len(proxy.exchanges) == 1  # the observer behind the broken one was told
 
 
 def sent_body(proxy: Proxy) -> tuple[object, bytes]:

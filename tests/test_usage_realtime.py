@@ -6,18 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.config.credential import Family
-from llmproxy.usage import Reading, Tap, Usage, tap_for_messages
+from llmproxy.usage import Reading, Tap, Usage, tap_for_socket
+from llmproxy.usage.realtime import Messages
 from llmproxy.usage.sse import LIMIT
-from tests.usage_support import dumped, read
+from tests.usage_support import Watched, dumped, read
 
 SESSION = {"type": "session.created", "session": {"id": "sess_1", "model": "gpt-realtime"}}
 DELTA = {"type": "response.output_audio.delta", "delta": "AAAA"}
 
 
-def tapped() -> Tap:
-    tap = tap_for_messages(Family.OPENAI)
-    assert tap is not None
-    return tap
+def tapped() -> Watched:
+    """A tap that is fed messages, out of their frames."""
+    return Watched(lambda told: Tap(Messages(), told))
 
 
 def told(*messages: dict[str, Any], whole: bool = False) -> Reading:
@@ -159,5 +159,5 @@ def test_no_message_is_an_error(messages: list[bytes]) -> None:
 
 
 def test_only_openais_messages_are_read() -> None:
-    assert tap_for_messages(Family.ANTHROPIC) is None
-    assert tap_for_messages(Family.NONE) is None
+    assert tap_for_socket(Family.ANTHROPIC, b"") is None
+    assert tap_for_socket(Family.NONE, b"") is None

@@ -22,7 +22,8 @@ from llmproxy.usage.sse import EventStream
 from tests import test_usage_anthropic as anthropic
 from tests import test_usage_gemini as gemini
 from tests import test_usage_openai as openai
-from tests.usage_support import CODINGS, JSON, SSE, cut, dumped, event, named, read, tapped
+from tests.conftest import LoggedFailures
+from tests.usage_support import CODINGS, JSON, SSE, Watched, cut, dumped, event, named, read, tapped
 
 
 @attrs.frozen
@@ -34,7 +35,7 @@ class Shape:
     body: bytes
     path: bytes = b""
 
-    def tap(self, coding: bytes = b"") -> Tap:
+    def tap(self, coding: bytes = b"") -> Watched:
         return tapped(self.family, self.kind, self.path, coding)
 
 
@@ -201,21 +202,23 @@ def test_a_tap_that_is_closed_takes_no_more_and_tells_the_same_again() -> None:
     assert tap.close(False) is first
 
 
-def test_a_fault_in_a_tap_is_kept_for_the_log_and_costs_the_accounting_alone() -> None:
-    class Broken:
-        first_token = False
-
+@pytest.mark.parametrize("broken", ["feed", "close"])
+def test_a_fault_in_a_tap_is_logged_once_and_costs_the_accounting_alone(
+    broken: str, logged_failures: LoggedFailures
+) -> None:
+    class Broken(EventStream):
         def feed(self, data: bytes) -> None:
-            raise RuntimeError("broken")
+            assert broken != "feed"
 
         def close(self, whole: bool) -> Reading:
             raise AssertionError
 
-    tap = Tap(Broken())  # type: ignore[arg-type]
+    tap = Tap(Broken(OpenAIReader()))
     tap.feed(b"x")
     tap.feed(b"x")
-    assert isinstance(tap.fault, RuntimeError)
     assert tap.close(True).source == "undecodable"
+    assert tap.close(True).source == "undecodable"
+    assert len(logged_failures.flush(AssertionError)) == 1
 
 
 def test_usage_of_which_a_part_is_unknown_adds_up_to_what_is_known() -> None:

@@ -40,18 +40,31 @@ def named(*bodies: dict[str, Any]) -> bytes:
     return b"".join(event(body, body["type"]) for body in bodies)
 
 
-def tapped(family: Family, kind: bytes = JSON, path: bytes = b"", coding: bytes = b"") -> Tap:
-    tap = tap_for(family, path, kind, coding)
-    assert tap is not None
-    return tap
+class Watched:
+    """A tap, and whether it has told of a first token.
+
+    :param make: makes the tap, given what it is to call then.
+    """
+
+    def __init__(self, make: Callable[[Callable[[], None]], Tap | None]) -> None:
+        tap = make(self._told)
+        assert tap is not None
+        self.feed, self.close = tap.feed, tap.close
+        self.first_token = False
+
+    def _told(self) -> None:
+        assert not self.first_token, "it is told once"
+        self.first_token = True
 
 
-def read(tap: Tap, pieces: bytes | Iterable[bytes], whole: bool = True) -> Reading:
+def tapped(family: Family, kind: bytes = JSON, path: bytes = b"", coding: bytes = b"") -> Watched:
+    return Watched(lambda told: tap_for(family, path, kind, coding, told))
+
+
+def read(tap: Tap | Watched, pieces: bytes | Iterable[bytes], whole: bool = True) -> Reading:
     for piece in [pieces] if isinstance(pieces, bytes) else pieces:
         tap.feed(piece)
-    reading = tap.close(whole)
-    assert tap.fault is None
-    return reading
+    return tap.close(whole)
 
 
 def cut(body: bytes, at: Iterable[int]) -> list[bytes]:

@@ -14,20 +14,29 @@ _OVERLAP = 300  # bytes: the longest match
 
 
 class Glance:
-    """Looks at the parts of a JSON body as they pass."""
+    """Looks at a JSON body, which may come in parts.
+
+    :ivar model: the one model that was named, so far, if it was one.
+    """
+
+    __slots__ = ("_several", "_tail", "model")
 
     def __init__(self) -> None:
+        self.model: str | None = None
+        self._several = False
         self._tail = b""
-        self._found: set[bytes] = set()
 
     def feed(self, data: bytes) -> None:
         """Look at a part."""
         looked_at = self._tail + data if self._tail else data
-        if b'"model"' in looked_at:
-            self._found.update(_MODEL.findall(looked_at))
+        if not self._several and looked_at.find(b'"model"') >= 0:
+            for found in _MODEL.findall(looked_at):
+                self._take(found.decode("ascii"))
         self._tail = looked_at[-_OVERLAP:]
 
-    @property
-    def model(self) -> str | None:
-        """The one model that was named, if it was one."""
-        return next(iter(self._found)).decode("ascii") if len(self._found) == 1 else None
+    def _take(self, model: str) -> None:
+        if self.model is None and not self._several:
+            self.model = model
+        elif self.model != model:
+            self.model = None
+            self._several = True

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from datetime import timezone
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timezone
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from llmproxy.exchange import Exchange
+from llmproxy.usage.model import COUNTS, Reading, Usage
 
-COLUMNS = (
+Row = tuple[tuple[str, ...], tuple[Any, ...]]
+"""Columns, and the value of each. What is unknown is not in a row: most of it is, mostly, and a NULL that is written costs more
+than any value does.
+"""
+
+_LONGEST = 256  # characters of a name or an id
+_LONGEST_PATH = 1024
+_LARGEST = 2**63 - 1  # of a BIGINT
+# The label that names a session: "x-claude-code-session-id", "session_id", ...
+_SESSION = re.compile(r"(.*[-_])?session[-_]id", re.IGNORECASE)
+_COLUMNS = (
     "id",
     "at",
     "client",
@@ -24,7 +37,6 @@ COLUMNS = (
     "status",
     "ending",
     "asked_model",
-    "answered_model",
     "received",
     "sent",
     "first_byte",
@@ -32,63 +44,55 @@ COLUMNS = (
     "duration",
     "reused",
     "upstream_request_id",
-    "session",
-    "labels",
     "cost",
+)
+_READING_COLUMNS = (
+    "answered_model",
     "usage_source",
     "outcome",
     "error",
     "response_id",
     "stop_reason",
     "service_tier",
-    "billable",
-    "input_tokens",
-    "output_tokens",
-    "cache_read_tokens",
-    "cache_write_5m_tokens",
-    "cache_write_1h_tokens",
-    "reasoning_tokens",
-    "input_audio_tokens",
-    "output_audio_tokens",
-    "cached_audio_tokens",
-    "input_image_tokens",
-    "output_image_tokens",
-    "server_tool_uses",
 )
-INSERT = (
-    f"INSERT INTO llmproxy_exchanges ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608
-    # A batch is written once more where it was not known whether the database took it.
-    "ON CONFLICT (id) DO NOTHING"
+_of_reading: Callable[[Reading], tuple[Any, ...]] = attrgetter(
+    "model", "source", "outcome", "error", "response_id", "stop_reason", "service_tier"
 )
-
-Row = tuple[Any, ...]
-
-_LONGEST = 256  # characters of a name or an id
-_LONGEST_PATH = 1024
-_LARGEST = 2**63 - 1  # of a BIGINT
-# The label that names a session: "x-claude-code-session-id", "session_id", ...
-_SESSION = re.compile(r"(.*[-_])?session[-_]id", re.IGNORECASE)
+_counts: Callable[[Usage], tuple[int | None, ...]] = attrgetter(*COUNTS)
 _json = json.JSONEncoder(separators=(",", ":")).encode
-_NO_READING: Row = (None,) * 7
-_NO_USAGE: Row = (None,) * 12
+
+
+def insertions(rows: Iterable[Row]) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """The statements that write some rows, with ``?`` for values, and for each the values of all rows that it writes."""
+    alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+    for columns, values in rows:
+        alike.setdefault(columns, []).append(values)
+    return ((_insert(columns), values) for columns, values in alike.items())
+
+
+@lru_cache
+def _insert(columns: tuple[str, ...]) -> str:
+    return (
+        f"INSERT INTO llmproxy_exchanges ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "  # noqa: S608
+        # A batch is written once more where it was not known whether the database took it.
+        "ON CONFLICT (id) DO NOTHING"
+    )
 
 
 def row_of(exchange: Exchange) -> Row:
-    """Make the row, in the order of :data:`COLUMNS`."""
-    reading = exchange.reading
-    usage = None if reading is None else reading.usage
-    labels = exchange.labels
-    return (
+    """Make the row."""
+    ending, reading, labels = exchange.ending, exchange.reading, exchange.labels
+    columns: tuple[str, ...] = _COLUMNS
+    values: tuple[Any, ...] = (
         exchange.id,
-        exchange.at.astimezone(timezone.utc).isoformat(timespec="microseconds"),
+        _utc(exchange.at),
         _text(exchange.client),
         _text(exchange.upstream),
         _text(exchange.method),
         _text(exchange.path, _LONGEST_PATH),
         exchange.status,
-        None if exchange.ending is None else exchange.ending.value,
+        None if ending is None else ending.value,
         _text(exchange.asked_model),
-        None if reading is None else reading.model,
         exchange.received,
         exchange.sent,
         exchange.first_byte,
@@ -96,53 +100,45 @@ def row_of(exchange: Exchange) -> Row:
         exchange.duration,
         exchange.reused,
         _text(exchange.upstream_request_id),
-        _text(_session(labels)) if labels else None,
-        _json({_text(name): _text(value) for name, value in labels.items()}) if labels else None,
         _number(exchange.cost),
-        *(
-            _NO_READING
-            if reading is None
-            else (
-                reading.source,
-                reading.outcome,
-                reading.error,
-                reading.response_id,
-                reading.stop_reason,
-                reading.service_tier,
-                None if usage is None else usage.billable,
-            )
-        ),
-        *(
-            _NO_USAGE
-            if usage is None
-            else (
-                _number(usage.input_tokens),
-                _number(usage.output_tokens),
-                _number(usage.cache_read_tokens),
-                _number(usage.cache_write_5m_tokens),
-                _number(usage.cache_write_1h_tokens),
-                _number(usage.reasoning_tokens),
-                _number(usage.input_audio_tokens),
-                _number(usage.output_audio_tokens),
-                _number(usage.cached_audio_tokens),
-                _number(usage.input_image_tokens),
-                _number(usage.output_image_tokens),
-                _tools(usage.server_tool_uses),
-            )
-        ),
     )
+    if reading is not None:
+        columns += _READING_COLUMNS
+        values += _of_reading(reading)
+    known = {column: value for column, value in zip(columns, values, strict=True) if value is not None}
+    if labels:
+        known["labels"] = _json({_text(name): _text(value) for name, value in labels.items()})
+        if session := _text(_session(labels)):
+            known["session"] = session
+    if reading is not None and reading.usage is not None:
+        known.update(_of_usage(reading.usage))
+    return tuple(known), tuple(known.values())
+
+
+def _of_usage(usage: Usage) -> dict[str, Any]:
+    known: dict[str, Any] = {
+        column: value
+        for column, value in zip(COUNTS, _counts(usage), strict=True)
+        if value is not None and 0 <= value <= _LARGEST
+    }
+    known["billable"] = usage.billable
+    if (uses := usage.server_tool_uses) is not None:
+        known["server_tool_uses"] = _json({_text(name): _number(count) for name, count in uses.items()})
+    return known
+
+
+def _utc(at: datetime) -> str:
+    if at.tzinfo is not timezone.utc:
+        at = at.astimezone(timezone.utc)
+    return at.isoformat(timespec="microseconds")
 
 
 def _session(labels: Mapping[str, str]) -> str | None:
     return next((value for name, value in labels.items() if _SESSION.fullmatch(name)), None)
 
 
-def _tools(uses: Mapping[str, int] | None) -> str | None:
-    return None if uses is None else _json({_text(name): _number(count) for name, count in uses.items()})
-
-
 def _text(value: str | None, longest: int = _LONGEST) -> str | None:
-    if value is None or (len(value) <= longest and value.isprintable()):
+    if value is None or (value.isprintable() and len(value) <= longest):
         return value
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in value[:longest]

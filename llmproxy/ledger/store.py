@@ -14,7 +14,7 @@ from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred
 
 from llmproxy.ledger.database import Database
-from llmproxy.ledger.row import INSERT, Row
+from llmproxy.ledger.row import Row, insertions
 
 _PATIENCE = 30.0  # seconds until a connection on which nothing comes to an end is given up
 
@@ -86,8 +86,8 @@ class Store:
 
         def insert(cursor: Any) -> None:
             self._database.begin(cursor)
-            if rows:
-                cursor.executemany(self._database.sql(INSERT), rows)
+            for statement, values in insertions(rows):
+                cursor.executemany(self._database.sql(statement), values)
 
         return self._run(insert)
 

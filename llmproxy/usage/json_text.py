@@ -10,6 +10,8 @@ import json
 import re
 from typing import Any
 
+import orjson
+
 _DECODER = json.JSONDecoder(strict=False)
 _BOM = b"\xef\xbb\xbf"
 
@@ -27,6 +29,10 @@ _MOST_PARSED = 2**20
 
 def parse(data: bytes) -> Any:
     """Parse a whole text, or return ``None`` where it is not JSON."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass  # it is strict: it may be JSON all the same, of text that is not UTF-8, say
     try:
         return _DECODER.decode(data.removeprefix(_BOM).decode("latin-1"))
     except (ValueError, RecursionError):

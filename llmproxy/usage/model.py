@@ -18,7 +18,10 @@ Source = Literal["reported", "absent", "too_large", "undecodable", "none"]
 Outcome = Literal["complete", "cut", "failed"]
 
 
-@attrs.frozen
+# Both are made for every answer, and `frozen` would more than double what that costs; they are never changed all the same.
+
+
+@attrs.define
 class Usage:
     """The tokens of one answer, in parts that do not overlap and that a price can be put on.
 
@@ -53,11 +56,15 @@ class Usage:
     @property
     def known(self) -> bool:
         """Whether anything was reported at all."""
-        return any(getattr(self, name) is not None for name in (*_COUNTS, "server_tool_uses"))
+        return (
+            self.input_tokens is not None
+            or self.server_tool_uses is not None
+            or any(getattr(self, name) is not None for name in COUNTS)
+        )
 
     def __add__(self, other: Usage) -> Usage:
         """The usage of both: what is unknown of one of them counts as nothing, of both it stays unknown."""
-        sums: dict[str, Any] = {name: _sum(getattr(self, name), getattr(other, name)) for name in _COUNTS}
+        sums: dict[str, Any] = {name: _sum(getattr(self, name), getattr(other, name)) for name in COUNTS}
         mine, its = self.server_tool_uses, other.server_tool_uses
         if mine is not None or its is not None:
             mine, its = mine or {}, its or {}
@@ -67,12 +74,13 @@ class Usage:
         return Usage(**sums, billable=self.billable or other.billable)
 
 
-_COUNTS = tuple(
+# The names of the fields that are numbers of tokens.
+COUNTS = tuple(
     field.name for field in attrs.fields(Usage) if field.name not in ("server_tool_uses", "billable")
 )
 
 
-@attrs.frozen
+@attrs.define
 class Reading:
     """What a tap found in an answer. Texts are ASCII, printable and short, whatever was sent.
 

@@ -7,7 +7,7 @@ only where it was asked for (``stream_options.include_usage``).
 
 from __future__ import annotations
 
-from collections import Counter
+from typing import Any
 
 import attrs
 
@@ -71,17 +71,17 @@ class OpenAIReader(Reader):
         if event.data.startswith(b"[DONE]"):
             self.ended = True
         elif event.name not in _REPETITIONS:
-            self._take(event.document())
+            self._take(event.document(), is_event=True)
 
     def answer(self, document: Document) -> None:
         """Take a whole answer."""
-        self._take(document)
+        self._take(document, is_event=False)
 
     def usage(self) -> Usage | None:
         """The last usage that was told: where a stream tells several, each includes those before."""
         return self._usage
 
-    def _take(self, document: Document) -> None:
+    def _take(self, document: Document, is_event: bool) -> None:
         kind = document.get("type", "")
         if not isinstance(kind, str) or kind.startswith("conversation."):
             return  # Realtime's transcripts of what is said to it are billed by another model's price
@@ -93,7 +93,7 @@ class OpenAIReader(Reader):
         self.service_tier = text(answer.get("service_tier")) or self.service_tier
         self._take_end(kind, document, answer)
         self._take_usage(answer)
-        if not self.first_token:
+        if is_event and not self.first_token:
             self.first_token = _is_piece(kind, document)
 
     def _take_end(self, kind: str, document: Document, answer: Document) -> None:
@@ -110,55 +110,75 @@ class OpenAIReader(Reader):
             error = error or {"code": document.get("code")}
         elif status == "failed":
             error = error or status
-        self.error = error_type(error, "type", "code") or self.error
+        if error:
+            self.error = error_type(error, "type", "code") or self.error
 
     def _take_usage(self, answer: Document) -> None:
         if answer.get("object") == "response.input_tokens":
             self._usage = Usage(input_tokens=count(answer.get("input_tokens")), billable=False)
-        usage = usage_of(part(answer.get("usage")))
-        if usage.known:
-            self._usage = attrs.evolve(usage, server_tool_uses=_tool_uses(answer))
+        if usage := part(answer.get("usage")):
+            read = usage_of(usage)
+            if read.known:
+                uses = _tool_uses(answer)
+                self._usage = read if uses is None else attrs.evolve(read, server_tool_uses=uses)
 
 
 def usage_of(usage: Document) -> Usage:
     """Read the ``usage`` of any of the APIs, whose names for the same things differ."""
     read = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     made = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
-    total_in = first(usage, "prompt_tokens", "input_tokens")
-    total_out = first(usage, "completion_tokens", "output_tokens")
-    total = count(usage.get("total_tokens"))
-    reasoning = count(made.get("reasoning_tokens"))
-    if total is not None and total_in is not None:
-        if total_out is None:  # embeddings have none
-            total_out = max(0, total - total_in)
-        elif reasoning and total == total_in + total_out + reasoning:  # xAI counts it beside the completion
-            total_out += reasoning
-    # DeepSeek's and Moonshot's names, where they differ.
+    # DeepSeek's and Moonshot's names, where they differ, are not among the details.
     cached = count(read.get("cached_tokens"))
     if cached is None:
         cached = first(usage, "prompt_cache_hit_tokens", "cached_tokens")
     written = count(read.get("cache_write_tokens"))
-    cached_details = part(read.get("cached_tokens_details"))
-    cached_audio = count(cached_details.get("audio_tokens"))
+    counts: dict[str, Any] = {**_parts_of_input(read), **_parts_of_output(made)} if read or made else {}
     return Usage(
-        input_tokens=_less(total_in, cached, written),
-        output_tokens=total_out,
+        input_tokens=_less(first(usage, "prompt_tokens", "input_tokens"), cached, written),
+        output_tokens=_output(usage, counts.get("reasoning_tokens")),
         cache_read_tokens=cached,
         cache_write_5m_tokens=written,
-        reasoning_tokens=reasoning,
-        input_audio_tokens=_less(count(read.get("audio_tokens")), cached_audio),
-        output_audio_tokens=count(made.get("audio_tokens")),
-        cached_audio_tokens=cached_audio,
-        input_image_tokens=_less(count(read.get("image_tokens")), count(cached_details.get("image_tokens"))),
-        output_image_tokens=count(made.get("image_tokens")),
+        **counts,
     )
+
+
+def _output(usage: Document, reasoning: int | None) -> int | None:
+    """All that was made."""
+    made = first(usage, "completion_tokens", "output_tokens")
+    total = count(usage.get("total_tokens"))
+    if total is None or (made is not None and not reasoning):
+        return made
+    put_in = first(usage, "prompt_tokens", "input_tokens")
+    if put_in is None:
+        return made
+    if made is None:  # embeddings have none
+        return max(0, total - put_in)
+    # xAI counts reasoning beside the completion.
+    return made + reasoning if reasoning and total == put_in + made + reasoning else made
+
+
+def _parts_of_input(details: Document) -> dict[str, int | None]:
+    cached = part(details.get("cached_tokens_details"))
+    cached_audio = count(cached.get("audio_tokens"))
+    return {
+        "input_audio_tokens": _less(count(details.get("audio_tokens")), cached_audio),
+        "cached_audio_tokens": cached_audio,
+        "input_image_tokens": _less(count(details.get("image_tokens")), count(cached.get("image_tokens"))),
+    }
+
+
+def _parts_of_output(details: Document) -> dict[str, int | None]:
+    return {
+        "reasoning_tokens": count(details.get("reasoning_tokens")),
+        "output_audio_tokens": count(details.get("audio_tokens")),
+        "output_image_tokens": count(details.get("image_tokens")),
+    }
 
 
 def _details(usage: Document, *names: str) -> Document:
     for name in names:
-        found = part(usage.get(name))
-        if found:
-            return found
+        if found := usage.get(name):
+            return part(found)
     return {}
 
 
@@ -169,8 +189,11 @@ def _less(total: int | None, *parts: int | None) -> int | None:
 
 def _tool_uses(answer: Document) -> dict[str, int] | None:
     """How often OpenAI's own tools were run for a response, ``None`` where none was."""
-    kinds = [item.get("type") for item in parts(answer.get("output"))]
-    uses = Counter(_TOOL_CALLS[kind] for kind in kinds if isinstance(kind, str) and kind in _TOOL_CALLS)
+    uses: dict[str, int] = {}
+    for item in parts(answer.get("output")):
+        kind = item.get("type")
+        if isinstance(kind, str) and (use := _TOOL_CALLS.get(kind)) is not None:
+            uses[use] = uses.get(use, 0) + 1
     searches = count(part(part(answer.get("tool_usage")).get("web_search")).get("num_requests"))
     if searches is not None:  # those that are billed: opening a page is a call too, and is not
         uses["web_search_requests"] = searches

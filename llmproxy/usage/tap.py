@@ -8,10 +8,18 @@ a wrong size beforehand, which libzstd notices in some pieces and not in others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
 from llmproxy.config.credential import Family
-from llmproxy.decoding import decoder
+from llmproxy.decoding import Decoder, decoder
+from llmproxy.frames import FrameError
 from llmproxy.usage.anthropic import AnthropicReader
 from llmproxy.usage.decoded import Decoded
+from llmproxy.usage.framed import Framed
 from llmproxy.usage.gemini import GeminiReader
 from llmproxy.usage.json_array import JSONArray
 from llmproxy.usage.json_body import JSONBody
@@ -40,27 +48,32 @@ _BY_PATH: tuple[tuple[bytes, type[Reader]], ...] = (
 class Tap:
     """Is fed a copy of an answer, and tells what was used.
 
-    :ivar fault: what went wrong in the tap itself, to be logged: the accounting is lost then, and nothing else.
+    :param on_first_token: called once, when a first piece of what the model makes has passed, in a stream; of other answers it
+        is not known when it did.
     """
 
-    def __init__(self, body: Body) -> None:
+    __slots__ = ("_body", "_broken", "_on_first_token", "_reading", "_take")
+
+    _log = Logger()
+
+    def __init__(self, body: Body, on_first_token: Callable[[], None] | None = None) -> None:
         self._body = body
         self._take = body.feed
+        self._on_first_token = on_first_token
         self._reading: Reading | None = None
-        self.fault: Exception | None = None
-
-    @property
-    def first_token(self) -> bool:
-        """A first piece of what the model makes has passed, in a stream; of other answers it is not known when it did."""
-        return self._body.first_token
+        self._broken = False
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the body, as they were sent; of a socket, the next message."""
+        """Take the next bytes of the body, or of the upstream's side of a socket, as they were sent."""
         try:
             self._take(data)
-        except Exception as fault:
+        except Exception:
             # Whatever it is, the answer goes on.
-            self._fail(fault)
+            self._fail()
+            return
+        if self._on_first_token is not None and self._body.first_token:
+            tell, self._on_first_token = self._on_first_token, None
+            tell()
 
     def close(self, whole: bool) -> Reading:
         """Tell what was found; nothing more is taken.
@@ -73,15 +86,18 @@ class Tap:
         return self._reading
 
     def _close(self, whole: bool) -> Reading:
-        if self.fault is None:
+        if not self._broken:
             try:
                 return self._body.close(whole)
-            except Exception as fault:
-                self._fail(fault)
+            except Exception:
+                self._fail()
         return unread("undecodable", whole)
 
-    def _fail(self, fault: Exception) -> None:
-        self.fault = fault
+    def _fail(self) -> None:
+        """Something is wrong in the tap itself: the accounting is lost, and nothing else."""
+        self._log.failure("An answer's usage could not be read", Failure())
+        self._broken = True
+        self._on_first_token = None
         self._take = _ignore
 
 
@@ -90,7 +106,7 @@ def _ignore(data: bytes) -> None:
 
 
 class _Unreadable(Body):
-    """An answer that cannot be decompressed."""
+    """What cannot be read."""
 
     def feed(self, data: bytes) -> None:
         """Take nothing."""
@@ -100,37 +116,64 @@ class _Unreadable(Body):
         return unread("undecodable", whole)
 
 
-def tap_for(family: Family, path: bytes, content_type: bytes, content_encoding: bytes) -> Tap | None:
+def tap_for(
+    family: Family,
+    path: bytes,
+    content_type: bytes,
+    content_encoding: bytes,
+    on_first_token: Callable[[], None] | None = None,
+) -> Tap | None:
     """Choose a tap for an answer, or ``None`` where there is nothing to be read in such an answer.
 
     :param family: of the upstream.
     :param path: of the request, as the upstream gets it; a query does not matter.
     :param content_type: the value of the answer's header; ``b""`` where it has none.
     :param content_encoding: the value of the answer's header, several joined by commas; ``b""`` where it has none.
+    :param on_first_token: see :class:`Tap`.
     """
+    make = _maker(family, path, content_type, content_encoding)
+    return None if make is None else Tap(make(), on_first_token)
+
+
+def tap_for_socket(
+    family: Family, extensions: bytes, on_first_token: Callable[[], None] | None = None
+) -> Tap | None:
+    """Choose a tap for what an upstream sends through a WebSocket, or ``None`` where there is nothing to be read in it.
+
+    :param extensions: the ``Sec-WebSocket-Extensions`` of the 101 answer, several joined by commas.
+    :param on_first_token: see :class:`Tap`.
+    """
+    if family is not Family.OPENAI:
+        return None
+    messages = Messages()
+    try:
+        return Tap(Framed(messages, extensions), on_first_token)
+    except FrameError:
+        return Tap(_Unreadable(messages.reader))
+
+
+# What is asked for goes by a few paths, and is answered in a few types; a path may also hold ids, of which there is no end.
+@lru_cache(512)
+def _maker(
+    family: Family, path: bytes, content_type: bytes, content_encoding: bytes
+) -> Callable[[], Body] | None:
     if family is Family.NONE:
         return None
     path = path.partition(b"?")[0].rstrip(b"/")
-    reader = next((made for end, made in _BY_PATH if path.endswith(end)), _READERS[family])()
+    reader = next((made for end, made in _BY_PATH if path.endswith(end)), _READERS[family])
     kind = content_type.partition(b";")[0].strip().lower()
-    body: Body
+    body: type[Body]
     if kind == b"text/event-stream":
-        body = EventStream(reader)
+        body = EventStream
     elif kind != b"application/json" and not kind.endswith(b"+json"):
         return None
     elif path.endswith(b":streamGenerateContent"):
-        body = JSONArray(reader)
+        body = JSONArray
     else:
-        body = JSONBody(reader)
+        body = JSONBody
     decoding = decoder(content_encoding)
     if decoding is None or len(decoding.codings) > 1:  # one that is unknown, or several, which nobody sends
-        return Tap(_Unreadable(reader))
-    return Tap(Decoded(body, decoding) if decoding.codings else body)
-
-
-def tap_for_messages(family: Family) -> Tap | None:
-    """Choose a tap for the messages that an upstream sends through a WebSocket, or ``None`` where none can read them.
-
-    It is fed one whole message at a time, without its frames and inflated.
-    """
-    return Tap(Messages()) if family is Family.OPENAI else None
+        return lambda: _Unreadable(reader())
+    if codings := decoding.codings:
+        return lambda: Decoded(body(reader()), Decoder(codings))
+    return lambda: body(reader())
