@@ -1,7 +1,7 @@
 """What becomes of the records of exchanges: they are priced, and told to who counts and keeps them, off the request path.
 
-A request pays for no more than being put on a list. What happens with the list happens some times a second, for all that is on
-it at once.
+A request pays for no more than being put on a list. What happens with the list happens some times a second, for a number of them
+at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from llmproxy.exchange import Exchange
 
 _EVERY = 0.25  # seconds
+_MOST = 64  # exchanges, of which each takes some 20 us: streams must not wait for more of them at once
 
 
 class Observer(Protocol):
@@ -49,6 +50,8 @@ class Accounting:
         self._waiting.append(exchange)
         if self._next is None:
             self._next = self._clock.callLater(_EVERY, self.flush)
+        elif len(self._waiting) == _MOST:
+            self._next.reset(0)
 
     def flush(self) -> None:
         """Tell of all that is over until now."""

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from llmproxy.asked_model import Known, model_of_path, model_of_target
-from llmproxy.asked_model.glance import Glance
+from llmproxy.asked_model.glance import Glance, glanced
 from llmproxy.config import Family
 from llmproxy.deadline import Clock
 from llmproxy.exchange import Exchange
@@ -21,20 +21,20 @@ SESSION_HEADERS = (
     b"x-claude-code-parent-agent-id",
 )
 _LONGEST_LABEL = 256  # characters
-# Names of ids: an upstream llmproxy's, Anthropic's and OpenAI's. The last one that is there counts.
-_REQUEST_IDS = (b"x-llmproxy-request-id", b"request-id", b"x-request-id")
+# OpenAI's name for it and Anthropic's; an upstream llmproxy's own counts where there is no other.
+_REQUEST_IDS = (b"x-request-id", b"request-id", b"x-llmproxy-request-id")
+_ANY_REQUEST_ID = frozenset(_REQUEST_IDS)
 
 Look = Callable[[bytes], None]
 
 
-def labels_of(headers: Fields, names: Iterable[bytes]) -> Mapping[str, str] | None:
-    """The values of the headers whose names are given, in lower case, if there are any."""
-    found = None
-    for name in names:
-        if values := headers.values_of(name):
-            found = found or {}
-            found[name.decode("ascii")] = values[0].decode("latin-1")[:_LONGEST_LABEL]
-    return found
+def labels_of(headers: Fields, names: Iterable[bytes]) -> Mapping[str, str]:
+    """The values of the headers whose names are given, in lower case."""
+    return {
+        name.decode("ascii"): values[0].decode("latin-1")[:_LONGEST_LABEL]
+        for name in names
+        if (values := headers.values_of(name))
+    }
 
 
 def look_at_request(exchange: Exchange, family: Family, request: Any, target: bytes) -> None:
@@ -54,8 +54,13 @@ def look_at_request(exchange: Exchange, family: Family, request: Any, target: by
     body, headers = request.body, request.requestHeaders
     if body is None or exchange.asked_model is not None or headers.values_of(b"content-encoding"):
         return
-    if b"json" in b"".join(headers.values_of(b"content-type")):
+    if b"json" not in b"".join(headers.values_of(b"content-type")):
+        return
+    whole = body.whole()
+    if whole is None:
         body.watch(partial(_look_at_body, exchange, Glance()))
+    else:
+        exchange.asked_model = glanced(whole)
 
 
 def look_at_response(exchange: Exchange, family: Family, response: Any, clock: Clock) -> Look | None:
@@ -65,9 +70,9 @@ def look_at_response(exchange: Exchange, family: Family, response: Any, clock: C
     """
     headers = response.headers
     exchange.reused = response.reused
-    for name in _REQUEST_IDS:
-        if values := headers.values_of(name):
-            exchange.upstream_request_id = values[0].decode("latin-1")[:_LONGEST_LABEL]
+    if not headers.has_none_of(_ANY_REQUEST_ID):
+        values = next(filter(None, map(headers.values_of, _REQUEST_IDS)))
+        exchange.upstream_request_id = values[0].decode("latin-1")[:_LONGEST_LABEL]
     if exchange.method != "POST":
         return None  # what GET shows was made, and paid for, before
     tap = exchange.tap = tap_for(

@@ -69,6 +69,11 @@ class Gateway:
     max_resent_body: int = 1024 * 1024
     tell_id: bool = True
     session_headers: tuple[bytes, ...] = SESSION_HEADERS
+    _any_session_header: frozenset[bytes] = attrs.field(init=False, repr=False)
+
+    @_any_session_header.default
+    def _(self) -> frozenset[bytes]:
+        return frozenset(self.session_headers)
 
     def begin(self, upstream: Upstream, request: IStreamedRequest, caller: Caller | None) -> Exchange:
         """Begin the record of an exchange."""
@@ -79,8 +84,8 @@ class Gateway:
             path=request.path.decode("ascii"),
             started=self.clock.seconds(),
         )
-        if self.observer is not None and (labels := labels_of(request.requestHeaders, self.session_headers)):
-            exchange.labels = labels
+        if self.observer is not None and not request.requestHeaders.has_none_of(self._any_session_header):
+            exchange.labels = labels_of(request.requestHeaders, self.session_headers)
         self.open[exchange.id] = exchange
         return exchange
 

@@ -71,6 +71,18 @@ def test_all_that_ended_meanwhile_is_told_at_once_in_order_and_priced(
     assert clock.getDelayedCalls() == []
 
 
+def test_many_are_told_at_once_and_not_later(clock: Clock, observer: Observer) -> None:
+    books = accounting(clock, observer)
+    ended = some(200)
+    for each in ended:
+        books.add(each)
+        clock.advance(0)
+        assert len(books._waiting) < 100
+    clock.advance(LATEST)
+    assert [each for told in observer.told for each in told] == ended
+    assert max(map(len, observer.told)) < 100
+
+
 def test_each_time_only_what_is_new_is_told(clock: Clock, observer: Observer) -> None:
     books = accounting(clock, observer)
     first, second = some(2)

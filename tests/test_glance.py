@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from llmproxy.asked_model.glance import Glance
+from llmproxy.asked_model.glance import Glance, glanced
 
 
 def seen(*pieces: bytes) -> str | None:
     glance = Glance()
     for piece in pieces:
         glance.feed(piece)
+    assert len(pieces) != 1 or glanced(pieces[0]) == glance.model
     return glance.model
 
 

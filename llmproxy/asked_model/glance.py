@@ -40,3 +40,11 @@ class Glance:
         elif self.model != model:
             self.model = None
             self._several = True
+
+
+def glanced(body: bytes) -> str | None:
+    """The one model that a whole body names, if it is one."""
+    if body.find(b'"model"') < 0:
+        return None
+    found = set(_MODEL.findall(body))
+    return found.pop().decode("ascii") if len(found) == 1 else None

@@ -48,6 +48,10 @@ class Fields(Headers):
         # A message is asked for a dozen names, nearly all of which it has not.
         return (self._index or self._indexed()).get(name, ())
 
+    def has_none_of(self, names: frozenset[bytes]) -> bool:
+        """Tell whether no field has any of some names, which are in lower case."""
+        return names.isdisjoint(self._index or self._indexed())
+
     def without(self, names: frozenset[bytes]) -> Fields:
         """Copy all fields but those of some names, which are in lower case."""
         index = self._index or self._indexed()
