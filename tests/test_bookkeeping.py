@@ -14,6 +14,7 @@ from llmproxy.config import Accounting, Config, ConfigError, PriceOverride
 from llmproxy.exchange import Exchange
 from llmproxy.ledger import Database
 from llmproxy.observation import look_at_response
+from llmproxy.prices import PriceBook
 from llmproxy.usage import Usage
 from llmproxy.values import BaseURL
 from tests.metrics_support import Pool, exchange, reading
@@ -129,6 +130,26 @@ class TestLedger:
         ended(books, "1", reading=reading(usage=usage), cost=None)
         clock.advance(0.5)
         assert ledgers[0].recorded[0].cost == 10 * 1 + 20 * 10
+
+    def test_prices_are_read_again_only_where_they_changed(
+        self, make: Make, clock: Clock, ledgers: list[Ledger], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[object] = []
+
+        def noted(*arguments: Any) -> PriceBook:
+            read.append(arguments)
+            return PriceBook(*arguments)
+
+        monkeypatch.setattr("llmproxy.bookkeeping.PriceBook", noted)
+        books = make(written_to("a"))
+        books.change(written_to("a", backlog=7))
+        assert len(read) == 1
+        books.change(written_to("a", prices=(PriceOverride("gpt-*", input=Decimal(1), output=Decimal(1)),)))
+        ended(books, "1", reading=reading(usage=Usage(input_tokens=10, output_tokens=20)), cost=None)
+        clock.advance(0.5)
+        assert [over.cost for ledger in ledgers for over in ledger.recorded] == [30]
+        books.change(attrs.evolve(written_to("a"), upstreams=PLAIN.upstreams[:1]))
+        assert len(read) == 3
 
     def test_after_a_reload_that_does_not_concern_it_it_goes_on(
         self, make: Make, clock: Clock, ledgers: list[Ledger]
