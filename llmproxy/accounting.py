@@ -1,7 +1,7 @@
 """What becomes of the records of exchanges: they are priced, and told to who counts and keeps them, off the request path.
 
-A request pays for no more than being put on a list. What happens with the list happens some times a second, for a number of them
-at once.
+A request pays for no more than being put on a list. What happens with the list happens some times a second, or as soon as there
+are some on it, for a number of them at once.
 """
 
 from __future__ import annotations

@@ -117,6 +117,15 @@ class ReadBody:
         return known
 
     @property
+    def forbidden(self) -> str | None:
+        """Why the rest of it was refused, if it was."""
+        return (
+            self._end.getErrorMessage()
+            if isinstance(self._end, Failure) and self._end.check(Forbidden)
+            else None
+        )
+
+    @property
     def trailers(self) -> Fields | None:
         """See :class:`~llmproxy.http.interfaces.IStreamedBody`."""
         found: Fields | None = self._body.trailers

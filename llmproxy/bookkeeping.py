@@ -69,7 +69,10 @@ class Bookkeeping:
         watched = self._access_log or config.admin is not None or database_of(config) is not None
         self.observer = self._accounting.add if watched else None
         base_urls = {upstream.name: str(upstream.base_url) for upstream in config.upstreams}
-        if watched and self._priced_by != (accounting.prices, base_urls):  # a price book costs 30 MB and 0.2 s
+        if watched and self._priced_by != (
+            accounting.prices,
+            base_urls,
+        ):  # a price book costs 30 MB and 0.2 s
             self._priced_by = (accounting.prices, base_urls)
             self._accounting.price = PriceBook(*self._priced_by).cost
         settings = (accounting.ledger, accounting.retention_days, accounting.backlog)

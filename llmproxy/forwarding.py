@@ -52,6 +52,7 @@ class Forwarding:
         self._caller = caller
         self._target = raw_target
         self._body: Any = request.body
+        self._read: admission.ReadBody | None = None
         self._tried: tuple[Key, ...] = ()
         self._answer: Deferred[Any] | None = None
         self._response: IAbortableResponse | None = None
@@ -86,6 +87,8 @@ class Forwarding:
 
     def _admitted(self, body: Any) -> Deferred[Any]:
         self._body = body
+        if isinstance(body, admission.ReadBody):
+            self._read = body
         return self._send()
 
     def _send(self) -> Deferred[Any]:
@@ -260,6 +263,10 @@ class Forwarding:
         if exchange.ending is not None:
             return
         self._deadline.close()
+        if ending is Ending.UPSTREAM_FAILED and self._read is not None and self._read.forbidden:
+            # The answer had begun, and was cut off with the upload that was not to go on.
+            self._log.warn("A request was ended: {reason}", reason=self._read.forbidden)
+            ending = Ending.REFUSED
         exchange.ending = ending
         if self._passage is not None:
             exchange.sent = self._passage.sent

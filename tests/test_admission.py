@@ -396,6 +396,8 @@ class TestAnotherModelLate:
         response = client.response()
         assert (response.status, response.body, response.whole) == (200, b"early", False)
         assert client.ending != "open"
+        (exchange,) = line.proxy.exchanges
+        assert (exchange.status, exchange.ending) == (200, Ending.REFUSED)
 
 
 class TestUndecided:
