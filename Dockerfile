@@ -37,7 +37,8 @@ RUN sleep 1 \
 # for, so the root file system may be read-only.
 USER 10001:10001
 
-# A ledger in the container itself would go with it. On a volume, it is sqlite:///var/lib/llmproxy/ledger.sqlite3.
+# A ledger in the container itself would go with it. On a volume, it is sqlite:///var/lib/llmproxy/ledger.sqlite3. A file that
+# LLMPROXY_LEDGER_FILE names, for a URL with a password in it, counts before this.
 ENV LLMPROXY_LEDGER=none
 
 ENV PORT=33000

@@ -182,13 +182,40 @@ class TestTheLedger:
         secret.write_text(f"{POSTGRESQL}\n")
         assert load({**ENVIRON, "LLMPROXY_LEDGER_FILE": str(secret)}).accounting.ledger == POSTGRESQL
         assert load_ledger({"LLMPROXY_LEDGER_FILE": str(secret)}) == POSTGRESQL
-        assert problem(LLMPROXY_LEDGER_FILE=str(secret), LLMPROXY_LEDGER="none") == (
-            "LLMPROXY_LEDGER and LLMPROXY_LEDGER_FILE are both set; keep one."
-        )
         secret.write_text(PASSWORD)
         found = problem(LLMPROXY_LEDGER_FILE=str(secret))
         assert found.startswith("LLMPROXY_LEDGER_FILE names a file whose text must be sqlite:///PATH")
         assert PASSWORD not in found
+
+    @pytest.mark.parametrize("none", ["none", " none\n"])
+    def test_a_file_of_its_own_comes_before_none(self, tmp_path: Path, none: str) -> None:
+        secret = tmp_path / "secret"
+        secret.write_text(POSTGRESQL)
+        both = {"LLMPROXY_LEDGER": none, "LLMPROXY_LEDGER_FILE": str(secret)}
+        config = load({**ENVIRON, **both})
+        assert config.accounting.ledger == load_ledger(both) == POSTGRESQL
+        assert config.warnings() == []
+
+    def test_none_is_no_way_out_where_that_file_cannot_be_read(self, tmp_path: Path) -> None:
+        absent = str(tmp_path / "absent")
+        assert problem(LLMPROXY_LEDGER="none", LLMPROXY_LEDGER_FILE=absent) == (
+            "LLMPROXY_LEDGER_FILE names a file that cannot be read (No such file or directory)."
+        )
+
+    @pytest.mark.parametrize("other", ["None", "", POSTGRESQL, "sqlite:///srv/ledger.sqlite3"])
+    def test_beside_a_file_of_its_own_nothing_else_may_stand(self, tmp_path: Path, other: str) -> None:
+        secret = tmp_path / "secret"
+        secret.write_text(POSTGRESQL)
+        assert problem(LLMPROXY_LEDGER=other, LLMPROXY_LEDGER_FILE=str(secret)) == (
+            "LLMPROXY_LEDGER and LLMPROXY_LEDGER_FILE are both set; keep one."
+        )
+
+    def test_none_gives_way_for_no_other_setting(self, tmp_path: Path) -> None:
+        secret = tmp_path / "secret"
+        secret.write_text("local-token-of-the-team")
+        assert problem(PROXY_TOKEN="none", PROXY_TOKEN_FILE=str(secret)) == (
+            "PROXY_TOKEN and PROXY_TOKEN_FILE are both set; keep one."
+        )
 
     @pytest.mark.parametrize(
         ("url", "shown"),

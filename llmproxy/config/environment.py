@@ -185,8 +185,14 @@ class _Reader:
 
     def ledger(self) -> str:
         """The URL of the ledger, in which a password may be; where it is not set, that of the default."""
-        name = "LLMPROXY_LEDGER"
-        url = self.secret(name, [("ledger",)], False, watching.parse_absolute_ledger)
+        url = self.secret(
+            "LLMPROXY_LEDGER",
+            [("ledger",)],
+            False,
+            watching.parse_absolute_ledger,
+            # A container image says none, so as to write nothing unasked, and who runs it cannot unset what an image sets.
+            yielding=watching.NO_LEDGER,
+        )
         return url or watching.default_ledger(self._environ)
 
     def secret(
@@ -195,10 +201,15 @@ class _Reader:
         places: Sequence[Where],
         required: bool,
         parse: Callable[[str], str] = values.parse_word,
+        yielding: str | None = None,
     ) -> str | None:
-        """A secret, from ``name`` or from the file that ``name_FILE`` names."""
+        """A secret, from ``name`` or from the file that ``name_FILE`` names.
+
+        :param yielding: the one text of ``name`` beside which there may be a file, which then counts.
+        """
         from_file = f"{name}_FILE"
-        if name in self._environ and from_file in self._environ:
+        both = name in self._environ and from_file in self._environ
+        if both and self._environ[name].strip() != yielding:
             self.places[name] = ()
             self._problems.say(f"{name} and {from_file} are both set; keep one.", *places)
         elif from_file in self._environ:

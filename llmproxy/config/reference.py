@@ -66,7 +66,8 @@ its variables is required, and each stands for a key of the file:
 
 A base URL or a key is enough for an upstream, and a token for the client `default`, without a table in the file. Where there is
 a table, the two complete each other. Where both set the same key the file stands, and a warning at the start and on each reload
-names the variable that is not used. `OPENAI_API_KEY_FILE` and its like stand for what they stand for without `_FILE`.
+names the variable that is not used. `OPENAI_API_KEY_FILE` and its like stand for what they stand for without `_FILE`, and only
+one of the two may be set; but `LLMPROXY_LEDGER=none`, which the container image sets, gives way to `LLMPROXY_LEDGER_FILE`.
 """
 
 _SECTIONS: Mapping[str, type[Table]] = {

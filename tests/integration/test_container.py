@@ -23,6 +23,9 @@ from threading import Thread
 import attrs
 import pytest
 
+from llmproxy.config import load
+from tests.support import ENVIRON
+
 CHECKOUT = Path(__file__).parents[2]
 # An offline pip: the requirements are on PYTHONPATH instead.
 PIP = f"""#!/bin/sh
@@ -185,6 +188,15 @@ def test_the_image_serves_is_healthy_writes_no_file_and_ends_at_sigterm(image: I
     assert written == []
     assert process.returncode == 0, log
     assert "plugin cache" not in log
+
+
+def test_a_ledger_is_kept_only_where_the_run_asks_for_one(tmp_path: Path) -> None:
+    environ = ENVIRON | dict(rest.split("=", 1) for word, rest in instructions() if word == "ENV")
+    secret = tmp_path / "ledger"
+    secret.write_text("postgresql://llmproxy:hunter2@db.example/llmproxy\n")
+    asked = {"LLMPROXY_LEDGER_FILE": str(secret)}
+    assert load(environ).accounting.ledger == "none"
+    assert load(environ | asked).accounting.ledger == secret.read_text().strip()
 
 
 def test_the_user_is_a_number_and_not_root() -> None:
