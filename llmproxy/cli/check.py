@@ -15,6 +15,7 @@ from llmproxy.cli.command import Command
 from llmproxy.cli.online import Finding, ask_all
 from llmproxy.cli.table import columns
 from llmproxy.http import reactor as engine_reactor
+from llmproxy.ledger import parse_ledger
 
 
 class Check(Command):
@@ -32,6 +33,7 @@ class Check(Command):
         :raise llmproxy.config.ConfigError: where it cannot be used.
         """
         configuration = config.load(environ, self.config_file(environ))
+        _check_ledger(configuration.accounting.ledger)
         for line in describe(configuration):
             print(line)
         return _ask(configuration) if self["online"] else 0
@@ -39,8 +41,14 @@ class Check(Command):
 
 def describe(configuration: config.Config) -> Iterator[str]:
     """Say in lines what a configuration comes to."""
+    # Not before now: the schema of the file takes 0.1 s, which other commands would wait for, too.
+    from llmproxy.cli import settings
+
     yield f"It can be used, and listens on {', '.join(configuration.listen)}."
+    yield from _section("Settings", list(settings.settings(configuration)))
     yield from _section("Upstreams", [_upstream(upstream) for upstream in configuration.upstreams])
+    yield from _section("Limits that are not the default", list(settings.limits(configuration)))
+    yield from _section("Prices in USD per million tokens", list(settings.prices(configuration)))
     yield from _section("Clients", [_client(client) for client in configuration.clients])
     yield from _section("Warnings", [[warning] for warning in configuration.warnings()])
 
@@ -48,6 +56,14 @@ def describe(configuration: config.Config) -> Iterator[str]:
 def report(findings: Sequence[Finding]) -> Iterator[str]:
     """Say in lines what came of asking the upstreams."""
     yield from _section("Online", [[finding.subject, finding.text] for finding in findings])
+
+
+def _check_ledger(url: str) -> None:
+    """Refuse what the proxy would refuse at its start, such as a database for which there is no driver."""
+    try:
+        parse_ledger(url)
+    except ValueError as problem:
+        raise config.ConfigError([f"ledger {problem}"]) from None
 
 
 def _section(title: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -7,6 +7,7 @@ default by ``model_fields_set``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 
 import attrs
@@ -39,13 +40,20 @@ class Table(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
+    @classmethod
+    def assignments(cls) -> Iterator[tuple[str, Sets]]:
+        """The keys that set a field of a value, each with which."""
+        for key, field in cls.model_fields.items():
+            for sets in field.metadata:
+                if isinstance(sets, Sets):
+                    yield key, sets
+
     def settings_of(self, kind: type) -> dict[str, Any]:
         """The fields of a value that the file sets, by their own names."""
         return {
             sets.field: getattr(self, key)
-            for key in self.model_fields_set
-            for sets in type(self).model_fields[key].metadata
-            if isinstance(sets, Sets) and sets.kind is kind
+            for key, sets in self.assignments()
+            if key in self.model_fields_set and sets.kind is kind
         }
 
 
