@@ -1,11 +1,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Generator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
 
+import attrs
 import pytest
+import pytest_twisted  # type: ignore[import-untyped]
+from twisted.internet.defer import Deferred, fail, inlineCallbacks, succeed
+from twisted.internet.task import deferLater
+from twisted.internet.testing import MemoryReactorClock
 
-from llmproxy.cli.check import report
+from llmproxy.cli.check import online, report
 from llmproxy.cli.online import Finding
+from llmproxy.config import Config, Credential, Family, Upstream
+from llmproxy.values import parse_base_url
 from tests.cli_support import DIGESTS, FILE, KEY, Shell, shell
 
 __all__ = ["shell"]  # a fixture
@@ -116,11 +127,6 @@ def test_without_online_nobody_is_asked(shell: Shell, monkeypatch: pytest.Monkey
     assert shell.run("check", "-c", str(shell.file)).status == 0
 
 
-def test_the_status_of_online_is_that_of_asking(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmproxy.cli.check._ask", lambda _: 1)
-    assert shell.run("check", "--online", "-c", str(shell.file)).status == 1
-
-
 def test_what_was_found_is_told_in_columns() -> None:
     findings = [
         Finding("openai, key 1 of 1", "works (200 in 5 ms)"),
@@ -131,3 +137,99 @@ def test_what_was_found_is_told_in_columns() -> None:
         "  openai, key 1 of 1  works (200 in 5 ms)",
         "  local, no key       refused",
     ]
+
+
+class Models(BaseHTTPRequestHandler):
+    """An upstream's list of models, for those who have the right key."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.headers["Authorization"] == f"Bearer {KEY}" else 401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """One on loopback, which has no key yet."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Models) as served:
+        thread = Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = parse_base_url(f"http://127.0.0.1:{served.server_port}")
+        yield Upstream("team", url, Credential.parse("bearer"), family=Family.OPENAI)
+        served.shutdown()
+        thread.join()
+
+
+@inlineCallbacks
+def fails(upstream: Upstream, *keys: str) -> Generator[Deferred[Any], Any, Any]:
+    """Ask an upstream with some keys; fires with whether requests of clients would fail."""
+    from twisted.internet import reactor
+
+    failed = yield online(reactor, Config((attrs.evolve(upstream, keys=keys),), ()))
+    yield deferLater(reactor, 0)  # connections that were aborted end in the next turn
+    return failed
+
+
+class TestOnline:
+    @pytest_twisted.inlineCallbacks
+    def test_each_key_is_told_of_and_one_that_is_refused_is_a_failure(
+        self, upstream: Upstream, capsys: pytest.CaptureFixture[str]
+    ) -> Generator[Deferred[Any], Any, None]:
+        assert (yield fails(upstream, KEY, "sk-revoked")) is True
+        printed = re.sub(r"in \d+ ms", "in N ms", capsys.readouterr().out)
+        assert printed == (
+            "\nOnline\n"
+            "  team, key 1 of 2  works (200 in N ms)\n"
+            "  team, key 2 of 2  refuses the key (401 in N ms)\n"
+        )
+
+    @pytest_twisted.inlineCallbacks
+    def test_where_all_works_nothing_fails(
+        self, upstream: Upstream, capsys: pytest.CaptureFixture[str]
+    ) -> Generator[Deferred[Any], Any, None]:
+        assert (yield fails(upstream, KEY)) is False
+        assert "works (200" in capsys.readouterr().out
+
+
+class TestStatusOfOnline:
+    """With a reactor that is run in its name, as there can be but one in a process."""
+
+    @pytest.fixture(autouse=True)
+    def react(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def stand_in(main: Callable[[Any], Any]) -> None:
+            """End as react does, where the reactor stops once there is nothing to wait for."""
+            failures: list[Any] = []
+            main(MemoryReactorClock()).addErrback(failures.append)
+            raise SystemExit(int(bool(failures)))
+
+        monkeypatch.setattr("twisted.internet.task.react", stand_in)
+
+    def found(self, monkeypatch: pytest.MonkeyPatch, findings: Deferred[list[Finding]]) -> None:
+        monkeypatch.setattr("llmproxy.cli.check.ask_all", lambda *_: findings)
+
+    @pytest.mark.parametrize("failed", [False, True])
+    def test_it_tells_whether_something_would_fail(
+        self, shell: Shell, monkeypatch: pytest.MonkeyPatch, failed: bool
+    ) -> None:
+        self.found(monkeypatch, succeed([Finding("openai, key 1 of 1", "judged", failed)]))
+        ran = shell.run("check", "--online", "-c", str(shell.file))
+        assert section(ran.out, "Online") == [["openai, key 1 of 1", "judged"]]
+        assert (ran.status, ran.err) == (int(failed), "")
+
+    def test_it_fails_where_the_reactor_was_stopped_before_all_had_answered(
+        self, shell: Shell, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.found(monkeypatch, Deferred())
+        ran = shell.run("check", "--online", "-c", str(shell.file))
+        assert "Online" not in ran.out
+        assert (ran.status, ran.err) == (
+            1,
+            "llmproxy check: It was stopped before all upstreams had answered.\n",
+        )
+
+    def test_it_fails_where_asking_failed(self, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.found(monkeypatch, fail(KeyError("bug")))
+        ran = shell.run("check", "--online", "-c", str(shell.file))
+        assert (ran.status, ran.err) == (1, "")

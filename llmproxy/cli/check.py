@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from llmproxy import config
-from llmproxy.cli.command import Command
+from llmproxy.cli.command import Command, CommandError
 from llmproxy.cli.online import Finding, ask_all
 from llmproxy.cli.table import columns
 from llmproxy.http import reactor as engine_reactor
@@ -100,21 +100,29 @@ def _counted(count: int, noun: str) -> str:
     return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
 
 
+def online(reactor: Any, configuration: config.Config) -> Deferred[bool]:
+    """Ask the upstreams, and print what comes of it.
+
+    :return: fires with whether requests of clients would fail.
+    """
+
+    def tell(findings: list[Finding]) -> bool:
+        for line in report(findings):
+            print(line)
+        return any(finding.failed for finding in findings)
+
+    return ask_all(reactor, configuration).addCallback(tell)
+
+
 def _ask(configuration: config.Config) -> int:
     """Run a reactor for as long as upstreams are asked."""
     engine_reactor.install()
     from twisted.internet.task import react
 
-    def main(reactor: Any) -> Deferred[None]:
-        return ask_all(reactor, configuration).addCallback(tell)
-
-    def tell(findings: list[Finding]) -> None:
-        for line in report(findings):
-            print(line)
-        if any(finding.failed for finding in findings):
-            raise SystemExit(1)
-
+    outcomes: list[bool] = []
     try:
-        react(main)
+        react(lambda reactor: online(reactor, configuration).addCallback(outcomes.append))
     except SystemExit as end:  # how react ends, always
-        return end.code if isinstance(end.code, int) else 1
+        if not (outcomes or end.code):  # nor is it a fault to react that a signal stops the reactor
+            raise CommandError("It was stopped before all upstreams had answered.") from None
+        return int(outcomes != [False])

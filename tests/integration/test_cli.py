@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,27 @@ class TestOnline:
         done = llmproxy("check", "--online", "--config", str(file), cwd=file.parent)
         assert done.returncode == 1
         assert done.stdout.count("refused the connection") == 3
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_that_ends_it_before_there_are_answers_is_no_success(
+        self, upstreams: tuple[Upstream, Upstream], file: Path, number: signal.Signals
+    ) -> None:
+        with subprocess.Popen(
+            [sys.executable, "-m", "llmproxy.cli", "check", "--online", "--config", str(file)],
+            env=environment({"KEY_1": KEYS[0], "KEY_2": KEYS[1]}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as checking:
+            wires = [upstream.receive() for upstream in upstreams]  # held open, and never answered
+            checking.send_signal(number)
+            out, error = checking.communicate(timeout=PATIENCE)
+        assert len(wires) == 2
+        assert "Online" not in out
+        assert (checking.returncode, error) == (
+            1,
+            "llmproxy check: It was stopped before all upstreams had answered.\n",
+        )
 
 
 class TestPipes:
