@@ -23,7 +23,7 @@ __all__ = ["shell"]  # a fixture
 @pytest.fixture
 def ledger(tmp_path: Path, shell: Shell) -> SQLite:
     """A ledger that the environment names, and that is empty."""
-    database = SQLite(tmp_path / "ledger.sqlite")
+    database = SQLite(tmp_path / "ledger.sqlite3")
     write(database, [])
     shell.environ["LLMPROXY_LEDGER"] = f"sqlite://{database.path}"
     return database
@@ -188,8 +188,8 @@ class TestRefused:
         assert "The ledger is none: there is nothing to read" in shell.refused("usage")
 
     def test_what_is_named_is_no_ledger(self, shell: Shell) -> None:
-        assert '--ledger must be "sqlite:///PATH"' in shell.refused("usage", "--ledger", "ledger.sqlite")
-        shell.environ["LLMPROXY_LEDGER"] = "ledger.sqlite"
+        assert '--ledger must be "sqlite:///PATH"' in shell.refused("usage", "--ledger", "ledger.sqlite3")
+        shell.environ["LLMPROXY_LEDGER"] = "ledger.sqlite3"
         assert "LLMPROXY_LEDGER must be" in shell.refused("usage")
 
     def test_the_configuration_names_a_server_and_psycopg_is_missing(
@@ -200,7 +200,7 @@ class TestRefused:
         assert "ledger needs psycopg for PostgreSQL" in shell.refused("usage")
 
     def test_a_ledger_that_is_not_there(self, shell: Shell, tmp_path: Path) -> None:
-        file = tmp_path / "absent.sqlite"
+        file = tmp_path / "absent.sqlite3"
         problem = shell.refused("usage", "--ledger", f"sqlite://{file}")
         assert problem == f"llmproxy usage: The ledger {file} cannot be read: unable to open database file.\n"
         assert not file.exists()

@@ -23,7 +23,7 @@ from llmproxy.values import BaseURL
 DEFAULT_PORT = 33000
 DEFAULT_DRAIN = 30.0  # seconds that requests in flight have to end when the service stops
 DEFAULT_MAX_RESENT_BODY = 1024 * 1024  # bytes
-DEFAULT_LEDGER_BACKLOG = 10_000  # records, of about 2 kB
+DEFAULT_LEDGER_BACKLOG = 10_000  # records
 
 
 class ConfigError(ValueError):

@@ -251,7 +251,7 @@ class File(Table):
         "Days for which records are kept.", absent="for ever"
     )
     ledger_backlog: Annotated[Count, Sets(Accounting, "backlog")] = _key(
-        "Records that wait in memory, 2 kB each, while the ledger cannot be written; beyond that the oldest are dropped.",
+        "Records that wait in memory, 1 to 2 kB each, while the ledger cannot be written; beyond that the oldest are dropped.",
         _ACCOUNTING.backlog,
     )
     request_id: Annotated[kinds.Flag, Sets(Accounting, "request_id")] = _key(
