@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from llmproxy import __version__
-from tests.cli_support import FILE, Shell, shell
+from llmproxy.cli.main import main
+from tests.cli_support import FILE, Ran, Shell, shell
 
 __all__ = ["shell"]  # a fixture
 
@@ -20,6 +23,9 @@ class TestUsage:
             (["client", "list", "a"], "llmproxy client list: it takes no arguments; "),
             (["check", "--colour"], "llmproxy check: option --colour not recognized; "),
             (["check", "--config"], "llmproxy check: option --config requires argument; "),
+            (["client", "new", "a", "--write", " "], "llmproxy client new: --write is empty; "),
+            (["client", "new", "a\udcff"], "llmproxy: it holds bytes that are no text in UTF-8; "),
+            (["usage", "--client", "a\udcff"], "llmproxy: it holds bytes that are no text in UTF-8; "),
         ],
     )
     def test_a_line_that_is_not_understood_is_told_in_one_line_with_status_2(
@@ -44,6 +50,7 @@ class TestUsage:
     )
     def test_each_command_has_a_help_of_its_own(self, shell: Shell, words: list[str], line: str) -> None:
         ran = shell.run(*words, "--help")
+        assert ran == shell.run(*words, "-h")
         assert ran.status == 0
         assert ran.out.splitlines()[0] == line
         assert "--config" in ran.out
@@ -59,6 +66,26 @@ class TestUsage:
     def test_version_is_the_proxys_own(self, shell: Shell) -> None:
         for words in ([], ["client", "new"]):
             assert shell.run(*words, "--version").out == f"llmproxy {__version__}\n"
+
+
+class TestEnd:
+    def test_an_operator_who_breaks_it_off_is_shown_nothing(
+        self, shell: Shell, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken_off(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("llmproxy.config.load", broken_off)
+        assert shell.run("check") == Ran(130, "", "")
+
+    def test_nothing_is_done_where_nothing_can_be_shown(
+        self, shell: Shell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = shell.file_version()
+        monkeypatch.setattr(sys, "stdout", None)
+        assert main(["client", "new", "carol", "--write", str(shell.file)]) == 1
+        assert capsys.readouterr().err == "llmproxy: There is no standard output to write to.\n"
+        assert shell.file_version() == before
 
 
 class TestConfigurationFile:

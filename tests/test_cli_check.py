@@ -114,6 +114,21 @@ class TestWrong:
         assert "clients.alice.token_sha256" in error
         assert "llmp_token" not in error
 
+    def test_where_no_file_was_named_it_says_how_one_is(self, shell: Shell) -> None:
+        error = shell.refused("check")
+        assert "\n  - OPENAI_BASE_URL is not set.\n" in error
+        assert error.endswith(
+            "\nNo configuration file was read: --config FILE or LLMPROXY_CONFIG names one.\n"
+        )
+        shell.environ["LLMPROXY_CONFIG"] = str(shell.file.with_name("missing.toml"))
+        assert "No configuration file was read" not in shell.refused("check")
+
+    @pytest.mark.parametrize("words", [["check"], ["client", "list"], ["client", "new", "carol"], ["usage"]])
+    def test_a_directory_is_no_file(self, shell: Shell, words: list[str]) -> None:
+        error = shell.refused(*words, "-c", str(shell.file.parent))
+        assert f"{shell.file.parent} cannot be read" in error
+        assert "Is a directory" in error
+
     def test_nobody_is_asked_where_the_configuration_is_wrong(
         self, shell: Shell, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import sqlite3
 import sys
@@ -202,8 +203,28 @@ class TestRefused:
     def test_a_ledger_that_is_not_there(self, shell: Shell, tmp_path: Path) -> None:
         file = tmp_path / "absent.sqlite3"
         problem = shell.refused("usage", "--ledger", f"sqlite://{file}")
-        assert problem == f"llmproxy usage: The ledger {file} cannot be read: unable to open database file.\n"
+        assert problem == f"llmproxy usage: There is no ledger at {file}; a proxy makes it when it starts.\n"
         assert not file.exists()
+
+    def test_a_directory_in_the_place_of_a_ledger(self, shell: Shell, tmp_path: Path) -> None:
+        problem = shell.refused("usage", "--ledger", f"sqlite://{tmp_path}")
+        assert problem == f"llmproxy usage: The ledger {tmp_path} cannot be read: Is a directory.\n"
+
+    def test_a_ledger_of_somebody_else(self, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", refuse)  # who runs the tests may be root
+        problem = shell.refused("usage", "--ledger", f"sqlite://{shell.file}")
+        assert problem == f"llmproxy usage: The ledger {shell.file} cannot be read: Permission denied.\n"
+
+    def test_a_file_that_is_no_ledger(self, shell: Shell) -> None:
+        problem = shell.refused("usage", "--ledger", f"sqlite://{shell.file}")
+        assert problem == f"llmproxy usage: The ledger {shell.file} cannot be read: file is not a database.\n"
+
+    def test_a_ledger_with_an_empty_name(self, shell: Shell, ledger: SQLite) -> None:
+        for empty in ("", " "):
+            assert shell.refused("usage", "--ledger", empty) == "llmproxy usage: --ledger is empty.\n"
 
     def test_a_password_on_the_command_line(self, shell: Shell) -> None:
         problem = shell.refused("usage", "--ledger", "postgresql://alice:s3cret@127.0.0.1/x")

@@ -30,9 +30,18 @@ class Check(Command):
     def run(self, environ: Mapping[str, str]) -> int:
         """Print what the configuration comes to.
 
+        :raise CommandError: where it cannot be used and may be another than was meant.
         :raise llmproxy.config.ConfigError: where it cannot be used.
         """
-        configuration = config.load(environ, self.config_file(environ))
+        file = self.config_file(environ)
+        try:
+            configuration = config.load(environ, file)
+        except config.ConfigError as error:
+            if file is not None:
+                raise
+            raise CommandError(
+                f"{error}\nNo configuration file was read: --config FILE or {config.FILE_VARIABLE} names one."
+            ) from None
         _check_ledger(configuration.accounting.ledger)
         for line in describe(configuration):
             print(line)

@@ -72,6 +72,8 @@ class New(Command):
 
     def postOptions(self) -> None:
         """Read the rights."""
+        if self["write"] is not None and not self["write"].strip():
+            raise usage.UsageError("--write is empty; it takes the name of the configuration file")
         self.rights: dict[str, Any] = {}
         for option in _LISTS:
             if self[option] is not None:

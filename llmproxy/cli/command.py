@@ -50,6 +50,10 @@ class Command(usage.Options):
         :raise usage.UsageError: where they cannot be understood.
         """
         words = list(sys.argv[1:] if options is None else options)
+        if self.parent is None and not all(map(_is_text, words)):
+            raise usage.UsageError(
+                f"it holds bytes that are no text in {sys.getfilesystemencoding().upper()}"
+            )
         super().parseOptions(words if self._is_group else self._options_first(words))
 
     def parseArgs(self, *arguments: str) -> None:
@@ -61,6 +65,8 @@ class Command(usage.Options):
         if len(arguments) != bool(self.argument):
             raise usage.UsageError(f"it takes {f'one {self.argument}' if self.argument else 'no arguments'}")
         self.given = "".join(arguments)
+
+    opt_h = usage.Options.opt_help
 
     def opt_version(self) -> None:
         """Print the version of llmproxy, and exit."""
@@ -108,3 +114,8 @@ class Command(usage.Options):
             takes_value = f"{option[2:]}=" in self.longOpt or f"{option[1:]}:" in self.shortOpt
             ordered += [option, value] if takes_value else [option]
         return [*ordered, "--", *arguments]
+
+
+def _is_text(word: str) -> bool:
+    # Python keeps the other bytes of a command line as surrogates (PEP 383), which nothing can be written with.
+    return not any("\ud800" <= character <= "\udfff" for character in word)

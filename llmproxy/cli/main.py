@@ -1,4 +1,7 @@
-"""Where the ``llmproxy`` command begins, and how it ends: with status 0, 1 where it failed, or 2 for a line not understood."""
+"""Where the ``llmproxy`` command begins, and how it ends.
+
+Its status is 0, 1 where it failed, 2 for a line that is not understood, or 130 where the operator broke it off, as in shells.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: the exit status.
     """
     options = Options()
+    if sys.stdout is None:  # closed; what it would have shown only once, such as a token, would be lost
+        print("llmproxy: There is no standard output to write to.", file=sys.stderr)
+        return 1
     try:
         options.parseOptions(arguments)
         status = options.chosen.run(os.environ)
@@ -46,8 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CommandError, ConfigError) as error:
         print(f"{options.chosen.line}: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # Who read this has enough. What is left in the buffer must not fail once more when the interpreter ends.
+    except OSError as error:  # of what is printed: commands tell of files by themselves
+        if not isinstance(error, BrokenPipeError):  # then who read this has enough
+            print(f"{options.chosen.line}: The output cannot be written: {error.strerror}.", file=sys.stderr)
+        # What is left in the buffer must not fail once more when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        return 130
     return status

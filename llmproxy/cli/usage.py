@@ -22,6 +22,7 @@ from llmproxy import config
 from llmproxy.cli.command import Command, CommandError
 from llmproxy.cli.table import columns
 from llmproxy.ledger import Database, parse_ledger
+from llmproxy.ledger.database import SQLite
 from llmproxy.ledger.report import DIMENSIONS, LedgerError, Question, Sum, ask
 
 _AGO = re.compile(r"([0-9]{1,6})([dh])")
@@ -101,10 +102,11 @@ class Usage(Command):
         :raise llmproxy.config.ConfigError: where the configuration does not tell which it is.
         """
         question = self.question
+        database = self._ledger(environ)
         try:
-            sums, [total] = ask(self._ledger(environ), question, attrs.evolve(question, by=()))
+            sums, [total] = ask(database, question, attrs.evolve(question, by=()))
         except LedgerError as error:
-            raise CommandError(str(error)) from None
+            raise CommandError(_unreadable(database) or str(error)) from None
         if self["json"]:
             json.dump(_document(question, sums, total), sys.stdout, indent=2)
             print()
@@ -119,6 +121,8 @@ class Usage(Command):
 
     def _ledger(self, environ: Mapping[str, str]) -> Database:
         given = self["ledger"]
+        if given is not None and not given.strip():
+            raise CommandError("--ledger is empty.")
         try:
             database = parse_ledger(given or config.load_ledger(environ, self.config_file(environ)))
         except config.ConfigError as error:
@@ -132,6 +136,19 @@ class Usage(Command):
                 "A password does not belong on a command line, which others can see; set LLMPROXY_LEDGER."
             )
         return database
+
+
+def _unreadable(database: Database) -> str | None:
+    """Why a ledger's file cannot be read, which SQLite does not tell; ``None`` where the reason is another."""
+    if not isinstance(database, SQLite):
+        return None
+    try:
+        with database.path.open("rb"):
+            return None
+    except FileNotFoundError:
+        return f"There is no ledger at {database}; a proxy makes it when it starts."
+    except OSError as error:
+        return f"The ledger {database} cannot be read: {error.strerror}."
 
 
 def table(by: Sequence[str], sums: Sequence[Sum], total: Sum) -> Iterator[str]:

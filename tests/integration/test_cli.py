@@ -152,6 +152,25 @@ class TestPipes:
         assert done.stdout.startswith("NAME")
         assert done.stderr == ""
 
+    def test_a_disk_that_is_full_is_told_in_one_line(self, file: Path) -> None:
+        file.write_text("".join(f"[clients.c{n}]\n" for n in range(500)))
+        for words in (
+            ["client", "list", "-c", str(file)],
+            ["env", "openai"],
+        ):  # more than is buffered, and less
+            with Path("/dev/full").open("w") as full:
+                done = subprocess.run(
+                    [sys.executable, "-m", "llmproxy.cli", *words],
+                    env=environment({}),
+                    cwd=file.parent,
+                    stdout=full,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    timeout=PATIENCE,
+                )
+            assert done.stderr.endswith(": The output cannot be written: No space left on device.\n")
+            assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
     def test_lines_for_a_shell_can_be_evaluated(self, file: Path) -> None:
         script = 'eval "$("$0" -m llmproxy.cli env openai --url http://proxy:1)"; echo "$OPENAI_BASE_URL $OPENAI_API_KEY"'
         done = subprocess.run(
