@@ -303,9 +303,9 @@ class TestList:
     def test_it_is_a_table_without_a_digest(self, shell: Shell) -> None:
         ran = shell.run("client", "list", "-c", str(shell.file))
         assert ran.out.splitlines() == [
-            "NAME   UPSTREAMS  MODELS     EXPIRES     TOKENS",
-            "alice  all        gpt-*, o?  never       1",
-            "bob    openai     all        2127-01-31  2",
+            "NAME   UPSTREAMS  MODELS     EXPIRES     NETWORKS  TOKENS",
+            "alice  all        gpt-*, o?  never       anywhere  1",
+            "bob    openai     all        2127-01-31  anywhere  2",
         ]
 
     def test_no_key_is_needed_for_it(self, shell: Shell) -> None:
@@ -316,17 +316,23 @@ class TestList:
         shell.file.write_text(FILE.replace("expires = 2127-01-31", 'deny_models = ["gpt-4*"]'))
         assert "all but not gpt-4*" in shell.run("client", "list", "-c", str(shell.file)).out
 
+    def test_where_they_may_ask_from_is_told(self, shell: Shell) -> None:
+        shell.file.write_text(
+            FILE.replace("expires = 2127-01-31", 'networks = ["10.0.0.0/8", "2001:db8::/32"]')
+        )
+        assert "  10.0.0.0/8, 2001:db8::/32  " in shell.run("client", "list", "-c", str(shell.file)).out
+
     def test_a_file_that_is_not_right_yet_is_listed_too(self, shell: Shell) -> None:
         shell.file.write_text("[clients]\nalice = 3\n[clients.bob]\nmodels = 7\ndeny_models = 'x'\n")
         assert shell.run("client", "list", "-c", str(shell.file)).out.splitlines() == [
-            "NAME   UPSTREAMS  MODELS       EXPIRES  TOKENS",
-            "alice  all        all          never    0",
-            "bob    all        7 but not x  never    0",
+            "NAME   UPSTREAMS  MODELS       EXPIRES  NETWORKS  TOKENS",
+            "alice  all        all          never    anywhere  0",
+            "bob    all        7 but not x  never    anywhere  0",
         ]
 
     def test_a_file_without_clients_lists_none(self, shell: Shell) -> None:
         for text in ("listen = [33001]\n", "clients = 3\n"):
             shell.file.write_text(text)
             assert shell.run("client", "list", "-c", str(shell.file)).out.splitlines() == [
-                "NAME  UPSTREAMS  MODELS  EXPIRES  TOKENS"
+                "NAME  UPSTREAMS  MODELS  EXPIRES  NETWORKS  TOKENS"
             ]

@@ -159,7 +159,7 @@ class List(Command):
         """Print a table."""
         clients = edit.read(_file_of(self, environ), document.clients_of)
         rows = [_row(name, table) for name, table in clients.items()]
-        for line in columns([["NAME", "UPSTREAMS", "MODELS", "EXPIRES", "TOKENS"], *rows]):
+        for line in columns([["NAME", "UPSTREAMS", "MODELS", "EXPIRES", "NETWORKS", "TOKENS"], *rows]):
             print(line)
         return 0
 
@@ -200,6 +200,7 @@ def _row(name: str, table: Any) -> list[str]:
         _listed(table.get("upstreams"), "all"),
         models,
         str(table.get("expires", "never")),
+        _listed(table.get("networks"), "anywhere"),
         str(len(digests) if isinstance(digests, list) else 1),
     ]
 

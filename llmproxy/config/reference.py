@@ -42,7 +42,7 @@ on a reload (SIGHUP) nothing changes. A reload reads the file again, and all fil
 **No secret need be in the file.** Keys come from environment variables and files that it names; of tokens it holds SHA-256
 digests. The password of a ledger in PostgreSQL may stand in its URL here, but is better kept where libpq finds it (`passfile`),
 or with the whole URL in `LLMPROXY_LEDGER` or a file that `LLMPROXY_LEDGER_FILE` names. Names of files are relative to the
-directory of the configuration file.
+directory of the configuration file, but for those in endpoints.
 
 **The state directory** is where the ledger is, unless something else is said: `$STATE_DIRECTORY`, which systemd sets, else
 `$XDG_STATE_HOME/llmproxy`, else `~/.local/state/llmproxy`.

@@ -128,7 +128,8 @@ class DefaultsTable(Table):
 class UpstreamTable(DefaultsTable):
     """A provider's API. `NAME` is the prefix under which clients find it: `/NAME/v1/...` goes to `base_url` + `/v1/...`.
 
-    It is made of letters, digits, `.`, `_`, `~` and `-`, and is none of `healthz`, `readyz` and `metrics`.
+    It is made of letters, digits, `.`, `_`, `~` and `-`, begins with a letter or digit, and is none of `healthz`, `readyz` and
+    `metrics`.
     """
 
     base_url: kinds.URL | None = _key(
@@ -145,7 +146,7 @@ class UpstreamTable(DefaultsTable):
         absent="required, here or as `api_key_file`, unless no key is sent",
     )
     api_key_file: kinds.Files | None = _key(
-        "The file that holds the key and nothing else; it may be given beside `api_key_env`."
+        "The file that holds the key and nothing else; it may be given beside `api_key_env`.", absent="none"
     )
     api: kinds.API | None = _key(
         "Which API it speaks, which tells what usage looks like in its answers.",
@@ -162,7 +163,7 @@ class UpstreamTable(DefaultsTable):
 class ClientTable(Table):
     """A person or a tool, with tokens of its own. `NAME` is what logs call it.
 
-    It is made of letters, digits, `.`, `_`, `@`, `+` and `-`, at most 64 of them.
+    It is made of letters, digits, `.`, `_`, `@`, `+` and `-`, at most 64 of them, and begins with a letter or digit.
     """
 
     token_sha256: kinds.Digests | None = _key(
@@ -224,7 +225,8 @@ class File(Table):
 
     listen: kinds.Listeners = _key(
         'Where to listen: port numbers, for all interfaces, and Twisted endpoints, such as `"tcp:33000:interface=127.0.0.1"`. '
-        "The option `--port` comes before it.",
+        "Names of files in an endpoint are absolute, or relative to the directory in which the proxy is started. The option "
+        "`--port` comes before it.",
         (DEFAULT_PORT,),
     )
     cors_origins: kinds.Origins = _key(
@@ -263,10 +265,10 @@ class File(Table):
         absent="none",
     )
     log_format: Annotated[kinds.LogFormat, Sets(Logging, "format")] = _key(
-        "What a line of the log looks like.", _LOGGING.format
+        "What a line of the log looks like. The option `--log-format` comes before it.", _LOGGING.format
     )
     log_level: Annotated[kinds.LogLevel, Sets(Logging, "level")] = _key(
-        "The least level of what is logged.", _LOGGING.level
+        "The least level of what is logged. The option `--log-level` comes before it.", _LOGGING.level
     )
     admin_port: kinds.AdminPort | None = _key(
         "Where `/metrics` is served: a port, on loopback alone, or a Twisted endpoint. The option `--admin-port` comes before "
