@@ -99,10 +99,14 @@ def _exchanging(failure: Failure) -> str | None:
 
 def _reason(fault: object) -> str:
     """Why a connection could not be made, without the words that Twisted puts around it."""
-    number = getattr(fault, "osError", None)
-    if isinstance(number, int):
-        return os.strerror(number)
-    return (fault.args[0] if isinstance(fault, Exception) and fault.args else None) or str(fault)
+    cause = getattr(fault, "osError", None) or (
+        fault.args[0] if isinstance(fault, Exception) and fault.args else None
+    )
+    if isinstance(cause, int):
+        return os.strerror(cause)
+    if isinstance(cause, Failure):
+        return _reason(cause.value)
+    return " ".join(str(cause or fault).split())
 
 
 def _tls_reason(fault: object) -> str:

@@ -105,7 +105,12 @@ class Options(usage.Options):
             else:
                 self.logging = self.load().logging
         except config.ConfigError as error:
-            raise usage.UsageError(str(error)) from None
+            hint = (
+                ""
+                if self.file or self["demo"]
+                else "\nA configuration file, with --config, can say all of it."
+            )
+            raise usage.UsageError(f"{error}{hint}") from None
         engine_reactor.install()
 
     def applied_to(self, read: config.Config) -> config.Config:

@@ -155,6 +155,14 @@ def test_an_upstream_that_cannot_be_reached_is_told_in_the_systems_words(number:
     assert os.strerror(number) in message
 
 
+def test_a_failure_within_a_failure_is_told_in_one_line_of_its_own_words() -> None:
+    explained = faults.explain(
+        OPENAI, Failure(error.ConnectError(Failure(error.ConnectionLost("gone\naway"))))
+    )
+    assert explained is not None
+    assert explained[1].endswith("cannot be reached: gone away.")
+
+
 def test_a_connection_that_failed_without_a_system_error_is_told_too() -> None:
     explained = faults.explain(OPENAI, Failure(error.ConnectError(string="out of luck")))
     assert explained is not None

@@ -1,6 +1,6 @@
 """The databases that a ledger can be in, and all in which they differ. The rest of the ledger speaks the SQL of both.
 
-``sqlite:///var/lib/llmproxy/ledger.sqlite`` is a file on this machine, ``postgresql://user@host/name`` a server that several
+``sqlite:///var/lib/llmproxy/ledger.sqlite3`` is a file on this machine, ``postgresql://user@host/name`` a server that several
 proxies may share, and ``none`` no ledger. No ``repr`` and no error shows a password.
 """
 
@@ -216,7 +216,7 @@ def _sqlite(text: str) -> SQLite:
     path = Path(unquote(url.path))
     if url.netloc or url.query or url.fragment or path.name == "" or "\0" in str(path):
         raise ValueError(
-            'must name an absolute path, with three slashes: "sqlite:///var/lib/llmproxy/ledger.sqlite".'
+            'must name an absolute path, with three slashes: "sqlite:///var/lib/llmproxy/ledger.sqlite3".'
         )
     return SQLite(Path("/") / str(path).lstrip("/"))
 

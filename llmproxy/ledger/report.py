@@ -118,7 +118,7 @@ def ask(database: Database, *questions: Question) -> list[list[Sum]]:
                 )
             return [_answer(cursor, database, question) for question in questions]
     except import_module(database.module).Error as error:
-        problem = " ".join(str(error).split()).rstrip(".")
+        problem = " ".join(str(error).split()).rstrip(".?")
         raise LedgerError(f"The ledger {database} cannot be read: {problem}.") from None
 
 

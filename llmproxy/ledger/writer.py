@@ -22,7 +22,7 @@ from llmproxy.ledger.database import Database
 from llmproxy.ledger.row import Row, row_of
 from llmproxy.ledger.store import Store
 
-DEFAULT_MAX_WAITING = 10_000  # rows, of about 1 kB
+DEFAULT_MAX_WAITING = 10_000  # rows, of 1 to 2 kB
 
 _INTERVAL = 0.5  # seconds; with the time that the writing takes, a row is in the ledger within a second
 _BATCH = 1000  # rows for one transaction
