@@ -8,7 +8,6 @@ where the log is kept is for :mod:`llmproxy.logs`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import timezone
 from functools import partial
 from typing import Any
 
@@ -69,7 +68,7 @@ def fields(exchange: Exchange) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "id": exchange.id,
-        "at": exchange.at.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "at": exchange.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "client": exchange.client,
         "upstream": exchange.upstream,
         "method": exchange.method,

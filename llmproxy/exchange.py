@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from random import getrandbits
 from types import MappingProxyType
@@ -17,6 +17,7 @@ import attrs
 
 from llmproxy.usage import Reading, Tap
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -31,13 +32,9 @@ class Ending(Enum):
     PROXY_FAILED = "proxy failed"
 
 
-def new_id() -> str:
+def new_id(begun_ns: int) -> str:
     """Make an id of 26 characters: hexadecimal, the milliseconds of the Unix time first, so that ids sort by time."""
-    return f"{time.time_ns() // 1_000_000:012x}{getrandbits(56):014x}"
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
+    return f"{begun_ns // 1_000_000:012x}{getrandbits(56):014x}"
 
 
 @attrs.define
@@ -47,7 +44,7 @@ class Exchange:
     :ivar client: the name of the client whose token it carried; ``None`` where it carried none that is known.
     :ivar path: without the query, which may hold keys.
     :ivar started: when its headers were there, in seconds by the reactor's clock.
-    :ivar at: the same, in UTC.
+    :ivar begun_ns: the same, in nanoseconds of the Unix time.
     :ivar id: what the client is told as ``x-llmproxy-request-id``; see :func:`new_id`.
     :ivar status: what the client was answered; ``None`` where it left before.
     :ivar asked_model: the model that the request named, where that was to be seen.
@@ -68,8 +65,8 @@ class Exchange:
     method: str
     path: str
     started: float
-    at: datetime = attrs.Factory(_now)
-    id: str = attrs.Factory(new_id)
+    begun_ns: int = attrs.Factory(time.time_ns)
+    id: str = attrs.Factory(lambda self: new_id(self.begun_ns), takes_self=True)
     status: int | None = None
     asked_model: str | None = None
     received: int = 0
@@ -84,6 +81,11 @@ class Exchange:
     ending: Ending | None = None
     _reading: Reading | None = None
     tap: Tap | None = None
+
+    @property
+    def at(self) -> datetime:
+        """When it began, in UTC."""
+        return _EPOCH + timedelta(microseconds=self.begun_ns // 1000)
 
     @property
     def reading(self) -> Reading | None:

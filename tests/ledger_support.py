@@ -52,7 +52,7 @@ def reading(usage: Usage | None = None, **changes: Any) -> Reading:
     return attrs.evolve(known, **changes)
 
 
-def exchange(**changes: Any) -> Exchange:
+def exchange(at: datetime = NOON, **changes: Any) -> Exchange:
     """An exchange that went well."""
     known: dict[str, Any] = {
         "client": "alice",
@@ -60,7 +60,7 @@ def exchange(**changes: Any) -> Exchange:
         "method": "POST",
         "path": "/anthropic/v1/messages",
         "started": 0.0,
-        "at": NOON,
+        "begun_ns": (at - datetime.fromtimestamp(0, timezone.utc)) // timedelta(microseconds=1) * 1000,
         "status": 200,
         "asked_model": "model-1",
         "duration": 2.0,

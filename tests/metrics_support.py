@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import Any
 
 import attrs
@@ -36,7 +35,7 @@ COMPLETED = Exchange(
     method="POST",
     path="/openai/v1/chat/completions",
     started=1.0,
-    at=datetime(2026, 11, 22, 18, 27, 4, 56789, timezone.utc),
+    begun_ns=1_795_372_024_056_789_000,  # 2026-11-22T18:27:04.056789Z
     id="019364a1b2c3d4e5f60718293a",
     status=200,
     asked_model="gpt-5",

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -67,10 +67,13 @@ class TestRow:
         assert row.keys().isdisjoint({"status", "duration", "ending", "usage_source", "billable", "labels"})
         assert None not in row.values()
 
-    def test_the_time_is_in_utc(self) -> None:
-        east = timezone(timedelta(hours=9))
-        row = named(exchange(at=datetime(2026, 1, 1, 3, tzinfo=east)))
-        assert row["at"] == "2025-12-31T18:00:00.000000+00:00"
+    @pytest.mark.parametrize("microsecond", [0, 1, 999_999])
+    @pytest.mark.parametrize("second", [0, 59])
+    def test_the_time_is_in_utc_to_the_microsecond(self, second: int, microsecond: int) -> None:
+        at = datetime(2025, 12, 31, 23, 59, second, microsecond, timezone.utc)
+        given = exchange(at=at)
+        assert named(given)["at"] == at.isoformat(timespec="microseconds")
+        assert given.at == at
 
     @pytest.mark.parametrize("name", ["x-claude-code-session-id", "session_id", "X-Session-Id"])
     def test_a_session_is_told_by_the_name_of_its_label(self, name: str) -> None:

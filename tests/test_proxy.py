@@ -900,7 +900,7 @@ class TestObservers:
         assert proxy.exchanges == [
             Exchange(
                 id=exchange.id,
-                at=exchange.at,
+                begun_ns=exchange.begun_ns,
                 client="default",
                 upstream="openai",
                 method="POST",

@@ -19,6 +19,8 @@ _MOST_PIECES = 256  # each of which costs some 40 bytes more than its content
 class JSONBody(Body):
     """Takes one JSON document."""
 
+    tells_first_token = False
+
     def __init__(self, reader: Reader) -> None:
         super().__init__(reader)
         self._start = b""  # of a document that is larger than what is held

@@ -98,7 +98,12 @@ class Reader(ABC):
 
 
 class Body(ABC):
-    """Takes an answer's content, piece by piece, apart for a reader."""
+    """Takes an answer's content, piece by piece, apart for a reader.
+
+    :ivar tells_first_token: it comes while it is made, so that it tells when a first token was.
+    """
+
+    tells_first_token = True
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader

@@ -59,7 +59,7 @@ class Tap:
     def __init__(self, body: Body, on_first_token: Callable[[], None] | None = None) -> None:
         self._body = body
         self._take = body.feed
-        self._on_first_token = on_first_token
+        self._on_first_token = on_first_token if body.tells_first_token else None
         self._reading: Reading | None = None
         self._broken = False
 
