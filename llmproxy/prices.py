@@ -84,7 +84,7 @@ class PriceBook:
         tier: str | None = (reading.service_tier or "").lower()
         if tier in _STANDARD_TIERS:
             tier = None
-        rates = self._rates(exchange.upstream, names, tier, exchange.at)
+        rates = self._rates(exchange, names, tier)
         if rates is None:
             self._say_unknown(exchange.upstream, names[0], tier)
             return None
@@ -92,22 +92,25 @@ class PriceBook:
         return None if total is None else int(total.to_integral_value(ROUND_HALF_EVEN))
 
     def _rates(
-        self, upstream: str, names: Sequence[str], tier: str | None, at: datetime
+        self, exchange: Exchange, names: Sequence[str], tier: str | None
     ) -> Mapping[str, Rate] | None:
-        listed = self._listed(upstream, names[0], tier, at)
+        listed = self._listed(exchange, names[0], tier)
         for override in self._overrides:
             if _speaks_of(override, names, tier):
                 return {**(listed or {}), **_rates_of(override)}
         return listed
 
-    def _listed(self, upstream: str, name: str, tier: str | None, at: datetime) -> Mapping[str, Rate] | None:
+    def _listed(self, exchange: Exchange, name: str, tier: str | None) -> Mapping[str, Rate] | None:
         """The prices of a provider's list for a model; ``None`` where it has none for that model or tier."""
-        provider = self._providers.get(upstream)
+        provider = self._providers.get(exchange.upstream)
         model = None if provider is None else self._model(provider.id, name)
         if provider is None or model is None:
             return None
         if tier is None:
-            return vars(model.get_prices(at))
+            # A list of prices goes by the time: of the day, or until they were changed.
+            at_all_times = not isinstance(model.prices, list)
+            return vars(model.prices if at_all_times else model.get_prices(exchange.at))
+        at = exchange.at
         context = _CONTEXTS.get(tier, {"service_tier": tier})
         # One provider's tiers are not another's that offers its models: those of Azure are not OpenAI's.
         own = any(model is other for other in provider.models)
@@ -173,19 +176,22 @@ def price(usage: Usage, rates: Mapping[str, Rate]) -> Decimal | None:
     reasoning = usage.reasoning_tokens or 0 if "output_reasoning_mtok" in rates else 0
     if usage.input_tokens is None or (usage.output_tokens is None and rates.get("output_mtok") is not None):
         return None
-    counts: tuple[tuple[int, tuple[str, ...]], ...] = (
+    counts: list[tuple[int, tuple[str, ...]]] = [
         (usage.input_tokens - audio_in - image_in, ("input_mtok",)),
-        (audio_in, ("input_audio_mtok", "input_mtok")),
-        (image_in, ("input_image_mtok", "input_mtok")),
         (read - audio_read, ("cache_read_mtok", "input_mtok")),
-        (audio_read, ("cache_audio_read_mtok", "cache_read_mtok", "input_mtok")),
         (written, ("cache_write_5m_mtok", "cache_write_mtok")),
         (written_1h, ("cache_write_1h_mtok",)),
         ((usage.output_tokens or 0) - audio_out - image_out - reasoning, ("output_mtok",)),
-        (audio_out, ("output_audio_mtok", "output_mtok")),
-        (image_out, ("output_image_mtok", "output_mtok")),
-        (reasoning, ("output_reasoning_mtok",)),
-    )
+    ]
+    if audio_in or image_in or audio_read or audio_out or image_out or reasoning:
+        counts += [
+            (audio_in, ("input_audio_mtok", "input_mtok")),
+            (image_in, ("input_image_mtok", "input_mtok")),
+            (audio_read, ("cache_audio_read_mtok", "cache_read_mtok", "input_mtok")),
+            (audio_out, ("output_audio_mtok", "output_mtok")),
+            (image_out, ("output_image_mtok", "output_mtok")),
+            (reasoning, ("output_reasoning_mtok",)),
+        ]
     context = usage.input_tokens + read + written + written_1h
     total = Decimal(0)
     for count, names in counts:
