@@ -528,6 +528,12 @@ class TestUpgrade:
             assert b"/last" in third
             assert served.client.ending == "open"
 
+    def test_many_offers_in_one_read_are_no_recursion(self) -> None:
+        served = Served(hi)
+        served.client.send((POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n") * 2000)
+        assert len(served.client.answers()) == 2000
+        assert served.client.ending == "open"
+
     def test_http_1_0_knows_no_upgrade(self) -> None:
         served = Served()
         served.client.send(b"GET / HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
@@ -1000,8 +1006,11 @@ class TestLimits:
     def test_a_longer_target_is_refused(self) -> None:
         assert self.refusal(path(b"x" * 100)).status == 414
 
-    def test_a_target_is_refused_while_it_comes(self) -> None:
-        assert self.refusal(b"GET /", *[b"x"] * 100).status == 414
+    def test_a_longer_target_is_refused_at_the_end_of_its_head_however_it_comes(self) -> None:
+        assert self.refusal(b"GET /", *[b"x"] * 100, b" HTTP/1.1\r\n" + HOST, b"\r\n").status == 414
+
+    def test_a_target_without_an_end_is_refused_as_headers_are(self) -> None:
+        assert self.refusal(b"GET /", *[b"x"] * 1000).status == 431
 
     def test_headers_of_nearly_the_limit_are_taken(self) -> None:
         served = Served(hi, LIMITS)
