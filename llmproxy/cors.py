@@ -87,7 +87,9 @@ class Cors:
                 response.removeHeader(name)
         if not self._any:
             response.addRawHeader(b"Vary", b"Origin")
-        allowed = self._allowed(request)
+        # `*` also where no origin was read: caches are not told that the answer would differ, and of a message that is refused
+        # not all headers may be known.
+        allowed = b"*" if self._any else self._allowed(request)
         if allowed is not None:
             response.addRawHeader(b"Access-Control-Allow-Origin", allowed)
             # Everything: request ids, retry-after, and rate limits, whose names no list would be complete for. `*` says so

@@ -149,7 +149,14 @@ def test_a_star_opens_it_to_every_page() -> None:
         (b"access-control-allow-origin", b"*"),
         (b"access-control-expose-headers", b"*"),
     ]
-    assert marked(ANYBODY, Fields(), (b"Server", b"x")) == [(b"server", b"x")]
+
+
+def test_a_star_is_told_to_everybody_since_it_is_no_answer_to_an_origin() -> None:
+    assert marked(ANYBODY, Fields(), (b"Server", b"x")) == [
+        (b"server", b"x"),
+        (b"access-control-allow-origin", b"*"),
+        (b"access-control-expose-headers", b"*"),
+    ]
 
 
 def test_an_origin_is_listed_in_any_case() -> None:

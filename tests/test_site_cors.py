@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
+from typing import ClassVar
 
 import attrs
 import pytest
@@ -207,6 +208,71 @@ class TestEveryAnswer:
         client = proxy.ask(b"/openai/v1/x", headers=[BEARER, ORIGIN])
         proxy.agent.only.interim(103, b"Early Hints", [(b"Link", b"</a>")])
         assert client.received == b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+
+
+HOST = b"Host: proxy.example\r\n"
+FROM_PAGE = b"Origin: %b\r\n" % PAGE
+
+
+class TestWhatIsNoRequest:
+    """It is answered by the engine, before any resource."""
+
+    REFUSED: ClassVar = {
+        "no host": (b"GET / HTTP/1.1\r\n" + FROM_PAGE + b"\r\n", 400),
+        "no colon": (b"GET / HTTP/1.1\r\n" + HOST + FROM_PAGE + b"X: 1\r\nbroken\r\n", 400),
+        "target": (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n" + HOST + FROM_PAGE + b"\r\n", 414),
+        "headers": (b"GET / HTTP/1.1\r\n" + HOST + FROM_PAGE + b"X: " + b"x" * 70_000 + b"\r\n\r\n", 431),
+        "coding": (b"POST / HTTP/1.1\r\n" + HOST + FROM_PAGE + b"Transfer-Encoding: gzip\r\n\r\n", 501),
+    }
+
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_the_page_that_sent_it_may_read_why(self, proxy: Proxy, name: str) -> None:
+        message, status = self.REFUSED[name]
+        client = proxy.connect()
+        client.send(message)
+        assert readable(client, status)
+
+    def test_so_may_one_that_was_too_slow(self, proxy: Proxy) -> None:
+        client = proxy.connect()
+        client.send(b"GET / HTTP/1.1\r\n" + HOST + FROM_PAGE + b"X: 1\r\nX")
+        proxy.clock.advance(30)
+        assert readable(client, 408)
+
+    def test_one_that_waits_for_its_turn_says_it_too(self, proxy: Proxy) -> None:
+        client = proxy.ask(b"/openai/v1/x", headers=[BEARER])
+        client.send(self.REFUSED["no host"][0])
+        proxy.agent.only.answer(headers=[(b"Content-Length", b"0")]).end()
+        _, _, refusal = client.received.partition(b"\r\n\r\n")
+        assert refusal.startswith(b"HTTP/1.1 400 ")
+        assert b"\r\nAccess-Control-Allow-Origin: https://app.example\r\n" in refusal
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nOrigin: https://evil.example\r\n\r\n",
+            b"GET / HTTP/1.1\r\nbroken\r\n" + HOST + FROM_PAGE + b"\r\n",
+            b"\x16\x03\x01",
+        ],
+        ids=["no origin", "another", "behind what is wrong", "no HTTP"],
+    )
+    def test_where_no_page_was_read_of_it_only_says_that_it_varies(
+        self, proxy: Proxy, message: bytes
+    ) -> None:
+        client = proxy.connect()
+        client.send(message)
+        assert said(client.response()) == {b"vary": [b"Origin"]}
+
+    @pytest.mark.parametrize("page", [b"", FROM_PAGE])
+    def test_where_anyone_may_everyone_may(self, page: bytes) -> None:
+        client = proxy_for("*").connect()
+        client.send(b"GET / HTTP/1.1\r\n" + page + b"\r\n")
+        assert client.response().values(b"access-control-allow-origin") == [b"*"]
+
+    def test_where_nobody_may_it_says_nothing(self, off: Proxy) -> None:
+        client = off.connect()
+        client.send(self.REFUSED["no host"][0])
+        assert said(client.response()) == {}
 
 
 class TestOff:
