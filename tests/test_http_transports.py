@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from zope.interface.verify import verifyObject
 
+from llmproxy.http import transports
 from llmproxy.http.transports import WRITE_BUFFER, NativeTransport
-from tests.upstream_support import Native, Recorder, Recorders, native_loop, until
+from tests.upstream_support import Native, Recorder, Recorders, authority, native_loop, until
 
 LARGE = b"x" * (16 << 20)  # more than a kernel takes off a writer's hands
 
@@ -24,6 +27,34 @@ LARGE = b"x" * (16 << 20)  # more than a kernel takes off a writer's hands
 def native() -> Iterator[Native]:
     with native_loop() as native:
         yield native
+
+
+async def call_over_tls(native: Native) -> tuple[Recorder, ssl.SSLSocket]:
+    """Connect a client that reads only when it is told to; returns what serves it, and the client's socket."""
+    factory = Recorders()
+    options = authority().issue("proxy.example").options()
+    listening = native.reactor.listenSSL(0, factory, options, interface="127.0.0.1")
+    host: Any = listening.getHost()
+    trusting = ssl.create_default_context()
+    authority().ca.configure_trust(trusting)
+
+    def connect() -> ssl.SSLSocket:
+        plain = socket.create_connection((host.host, host.port))
+        return trusting.wrap_socket(plain, server_hostname="proxy.example")
+
+    client = await native.loop.run_in_executor(None, connect)
+    native.sockets.append(client)
+    listening.stopListening()
+    await until(lambda: factory.made and factory.made[0].transport)
+    return factory.made[0], client
+
+
+def read_to_end(client: socket.socket) -> bytes:
+    """What comes until the other side has ended, in a thread."""
+    data = b""
+    while piece := client.recv(1 << 20):
+        data += piece
+    return data
 
 
 class LoopTransport:
@@ -318,6 +349,51 @@ class TestClosing:
             assert server.end.check(error.ConnectionDone)
 
         native.run(test())
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="what a peer has received is not told")
+    def test_over_tls_a_peer_that_never_reads_is_not_waited_for(
+        self, native: Native, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transports, "_LOOK_AGAIN", 0.001)
+
+        async def test() -> None:
+            server, client = await call_over_tls(native)
+            server.transport.write(b"all")
+            server.transport.loseConnection()
+            await until(lambda: server.ends)
+            assert server.end.check(error.ConnectionDone)
+            assert await native.loop.run_in_executor(None, read_to_end, client) == b"all"
+
+        native.run(test())
+
+    def test_over_tls_a_slow_reader_gets_all_that_was_written(
+        self, native: Native, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks: list[int | None] = []
+        unsent = transports._unsent
+
+        def look(descriptor: int) -> int | None:
+            looks.append(unsent(descriptor))
+            return looks[-1]
+
+        monkeypatch.setattr(transports, "_LOOK_AGAIN", 0.001)
+        monkeypatch.setattr(transports, "_unsent", look)
+
+        async def test() -> None:
+            server, client = await call_over_tls(native)
+            server.transport.write(LARGE)
+            server.transport.loseConnection()
+            await until(lambda: len(looks) > 20)
+            assert server.ends == []
+            assert await native.loop.run_in_executor(None, read_to_end, client) == LARGE
+            await until(lambda: server.ends)
+
+        native.run(test())
+
+    def test_what_is_no_connection_or_none_any_more_tells_nothing_of_what_was_sent(self) -> None:
+        assert transports._unsent(-1) is None
+        with Path(__file__).open() as file:
+            assert transports._unsent(file.fileno()) is None
 
     def test_nothing_reaches_a_connection_that_is_lost(self, connected: Connected) -> None:
         transport = connected.transport

@@ -7,9 +7,12 @@ transports do it in C. Who makes them is in :mod:`llmproxy.http.native`.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import ssl
 import struct
+import sys
+import termios
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +25,7 @@ from zope.interface import implementer
 
 WRITE_BUFFER = 64 * 1024  # bytes that may wait in a transport before its producer is paused
 
+_LOOK_AGAIN = 0.5  # seconds between two looks whether the peer of a TLS connection that is closed has all that was written
 _NO_LINGER = struct.pack("ii", 1, 0)
 _DONE = Failure(ConnectionDone())
 _ABORTED = Failure(ConnectionAborted())
@@ -41,6 +45,7 @@ class NativeTransport(asyncio.Protocol):
         "_factory",
         "_full",
         "_host",
+        "_look",
         "_lost",
         "_paused",
         "_peer",
@@ -69,6 +74,7 @@ class NativeTransport(asyncio.Protocol):
         self._paused = False
         self._aborted = False
         self._closing_when_done = False
+        self._look: asyncio.TimerHandle | None = None
         self._lost = False
 
     # What the loop calls
@@ -151,6 +157,8 @@ class NativeTransport(asyncio.Protocol):
         elif not self.disconnecting and not self._lost:
             self.disconnecting = True
             self._transport.close()
+            if self._transport.get_extra_info("ssl_object") is not None:
+                self._look_again(False)
 
     def abortConnection(self) -> None:
         if not self._lost and not self._aborted:
@@ -223,6 +231,22 @@ class NativeTransport(asyncio.Protocol):
         sock = self._transport.get_extra_info("socket")
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
 
+    def _look_again(self, delivered: bool) -> None:
+        self._look = asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._leave, delivered)
+
+    def _leave(self, delivered: bool) -> None:
+        """Close a TLS connection whose peer does not answer our close_notify.
+
+        Nobody has to wait for that (RFC 8446 section 6.1), and who keeps a connection for later does not read; the loop would
+        wait for 30 seconds. All that was written must have reached the peer: that is seen twice, with turns of the loop
+        between, in which what is left in the buffer behind TLS goes into the kernel's, which was empty.
+        """
+        seen = _unsent(self.fileno()) == 0 and self._transport.get_write_buffer_size() == 0
+        if seen and delivered:
+            self._transport.abort()
+        else:
+            self._look_again(seen)
+
     def _pull(self) -> None:
         """Ask a pull producer for more, a turn each, while there is room (``IPullProducer``)."""
         if self._producer is not None and not self._streaming and not self._full:
@@ -238,6 +262,8 @@ class NativeTransport(asyncio.Protocol):
         if self._lost:
             return
         self._lost = True
+        if self._look is not None:
+            self._look.cancel()
         self.write = _discard
         self.data_received = _discard
         producer, self._producer = self._producer, None
@@ -250,6 +276,17 @@ class NativeTransport(asyncio.Protocol):
 
 def _discard(data: bytes) -> None:
     """Drop bytes of a connection that is lost."""
+
+
+def _unsent(descriptor: int) -> int | None:
+    """Bytes that were written to a socket and not acknowledged by its peer's kernel; ``None`` where that is not told."""
+    if descriptor < 0 or sys.platform != "linux":
+        return None
+    try:
+        (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        return None
+    return int(count)
 
 
 def _address(transport: Any, which: str) -> IAddress:

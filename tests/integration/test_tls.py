@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import signal
 import socket
 import ssl
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tests.integration.process import (
     AUTHORIZATION,
     FOREGROUND,
     OPENAI_KEY,
+    REACTOR,
     Proxy,
     Twistd,
     settings,
@@ -348,21 +350,26 @@ def test_a_ca_file_counts_for_its_upstream_alone(tmp_path: Path, authority: trus
 # Clients that speak TLS
 
 
-@pytest.fixture(scope="module")
-def secured(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twistd]:
+@contextlib.contextmanager
+def listening_with_tls(authority: trustme.CA, cwd: Path, *options: str) -> Iterator[Twistd]:
     """A demo that listens with TLS."""
-    cwd = tmp_path_factory.mktemp("secured")
     certificate = authority.issue_cert("localhost", "127.0.0.1")
     certificate.private_key_pem.write_to_path(str(cwd / "key.pem"))
     for pem in certificate.cert_chain_pems:
         pem.write_to_path(str(cwd / "chain.pem"), append=True)
     listen = f"ssl:0:interface=127.0.0.1:privateKey={cwd}/key.pem:certKey={cwd}/chain.pem"
-    twistd = Twistd(*FOREGROUND, "--demo", "--port", listen, settings={}, cwd=cwd)
+    twistd = Twistd(*FOREGROUND, "--demo", "--port", listen, *options, settings={}, cwd=cwd)
     try:
         yield twistd
     finally:
         twistd.stop()
     assert "Traceback" not in twistd.log
+
+
+@pytest.fixture(scope="module")
+def secured(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twistd]:
+    with listening_with_tls(authority, tmp_path_factory.mktemp("secured")) as twistd:
+        yield twistd
 
 
 @pytest.fixture
@@ -423,3 +430,25 @@ def test_a_client_that_does_not_speak_tls_disturbs_no_one(
     client = connect_securely(secured.port, trusting_client)
     client.send(message(b"GET /healthz HTTP/1.1", b"Host: x"))
     assert client.response().body == b"ok"
+
+
+@pytest.mark.parametrize(
+    "drain",
+    [
+        pytest.param(
+            "300",
+            marks=pytest.mark.skipif(REACTOR is not None, reason="Twisted's TLS waits for close_notify"),
+        ),
+        "1",
+    ],
+)
+def test_an_idle_client_that_never_reads_does_not_hold_up_a_stop(
+    tmp_path: Path, authority: trustme.CA, trusting_client: ssl.SSLContext, drain: str
+) -> None:
+    with listening_with_tls(authority, tmp_path, "--drain", drain) as twistd:
+        idle = connect_securely(twistd.port, trusting_client)
+        idle.send(message(b"GET /healthz HTTP/1.1", b"Host: x"))
+        assert idle.response().body == b"ok"
+        twistd.send_signal(signal.SIGTERM)
+        assert twistd.wait() == 0  # which has less patience than the loop would have
+        idle.close()
