@@ -91,9 +91,7 @@ class PriceBook:
         total = price(reading.usage, rates)
         return None if total is None else int(total.to_integral_value(ROUND_HALF_EVEN))
 
-    def _rates(
-        self, exchange: Exchange, names: Sequence[str], tier: str | None
-    ) -> Mapping[str, Rate] | None:
+    def _rates(self, exchange: Exchange, names: Sequence[str], tier: str | None) -> Mapping[str, Rate] | None:
         listed = self._listed(exchange, names[0], tier)
         for override in self._overrides:
             if _speaks_of(override, names, tier):

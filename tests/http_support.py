@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 from twisted.internet import error
 from twisted.internet.address import IPv4Address
-from twisted.internet.interfaces import IConsumer, ISSLTransport
+from twisted.internet.interfaces import IConsumer, IPushProducer, ISSLTransport
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
@@ -320,6 +320,23 @@ def hi(request: Request) -> None:
     request.setHeader(b"Content-Length", b"2")
     request.write(b"hi")
     request.finish()
+
+
+@implementer(IPushProducer)
+class Flow:
+    """A producer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def pauseProducing(self) -> None:
+        self.told.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.told.append("resume")
+
+    def stopProducing(self) -> None:
+        self.told.append("stop")
 
 
 @implementer(IConsumer)

@@ -17,7 +17,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH
 from llmproxy.http.body import BrokenBody, SilentBody, read_whole
 from llmproxy.http.limits import DownstreamLimits
 from llmproxy.http.request import Request
-from tests.http_support import GET, HOST, Connection, Served, Sink, hi
+from tests.conftest import LoggedFailures
+from tests.http_support import GET, HOST, Connection, Flow, Served, Sink, hi
 from tests.support import log_lines
 
 POST = b"POST / HTTP/1.1\r\n" + HOST
@@ -1221,3 +1222,83 @@ class TestClientThatIsNotRead:
         served.client.send(path(b"slow"))
         served.clock.advance(5)
         assert served.client.ending == "open"
+
+
+class TestClientThatDoesNotRead:
+    """Answers that nobody reads must not pile up, whatever made them."""
+
+    def test_no_more_of_its_requests_are_served_until_it_reads(self) -> None:
+        served = Served(hi)
+        served.client.send(GET)
+        served.client.stop_reading()
+        served.client.send(GET, GET)
+        assert len(served.requests) == 1
+        assert served.client.unread > 0
+        served.client.read_on()
+        served.client.turn()
+        assert len(served.client.answers()) == 3
+        assert served.client.unread == 0
+
+    def test_of_those_in_one_read_neither(self) -> None:
+        def answer(request: Request) -> None:
+            hi(request)
+            if len(served.requests) == 3:
+                served.client.stop_reading()
+
+        served = Served(answer)
+        served.client.send(GET * 5)
+        assert len(served.requests) == 3
+        served.client.read_on()
+        served.client.turn()
+        assert len(served.client.answers()) == 5
+
+    def test_a_response_with_a_producer_goes_on_at_its_own_pace(self) -> None:
+        served = Served()
+        served.client.send(LENGTH)
+        served.client.stop_reading()
+        assert served.client.transport.paused
+        flow = Flow()
+        served.requests[0].registerProducer(flow, True)
+        assert flow.told == ["pause"]
+        served.client.send(b"0123456789" + GET)
+        assert served.requests[0].body is not None
+        sink = Sink(served.requests[0].body)
+        served.client.turn()
+        assert sink.data == b"0123456789"  # its upload goes on
+        served.client.read_on()
+        assert flow.told == ["pause", "resume"]
+        served.requests[0].unregisterProducer()
+        hi(served.requests[0])
+        assert len(served.requests) == 2
+
+    def test_what_is_full_when_a_producer_is_done_is_waited_for(self) -> None:
+        served = Served()
+        served.client.send(GET + GET)
+        flow = Flow()
+        served.requests[0].registerProducer(flow, True)
+        served.client.stop_reading()
+        served.requests[0].unregisterProducer()
+        hi(served.requests[0])
+        assert len(served.requests) == 1
+        served.client.read_on()
+        assert len(served.requests) == 2
+
+    def test_it_has_a_time_to_read(self) -> None:
+        served = Served(hi, LIMITS)
+        served.client.send(GET)
+        served.client.stop_reading()
+        served.client.send(GET)
+        served.clock.advance(LIMITS.close_time - 0.1)
+        assert served.client.ending == "open"
+        served.clock.advance(0.1)
+        assert served.client.ending == "reset"
+
+
+def test_a_fault_of_our_own_is_logged_and_told_as_one(
+    monkeypatch: pytest.MonkeyPatch, logged_failures: LoggedFailures
+) -> None:
+    monkeypatch.setattr("llmproxy.http.request_reader.rules.body_length", lambda *_: 1 // 0)
+    served = Served(hi)
+    served.client.send(GET)
+    assert served.client.answer().status == 500
+    assert len(logged_failures.flush(ZeroDivisionError)) == 1

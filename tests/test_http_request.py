@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.interfaces import IPushProducer
 from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource, Resource
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from llmproxy.http.fields import Fields
 from llmproxy.http.interfaces import IStreamedRequest
 from llmproxy.http.request import Request
 from tests.conftest import LoggedFailures
-from tests.http_support import GET, HOST, Page, Served, Sink, hi
+from tests.http_support import GET, HOST, Flow, Page, Served, Sink, hi
 from tests.support import log_lines
 
 OLD = b"GET / HTTP/1.0\r\n\r\n"
@@ -301,23 +299,6 @@ class TestFinish:
         with pytest.raises(RuntimeError, match="connection was lost"):
             served.request.finish()
         assert served.client.received == b""
-
-
-@implementer(IPushProducer)
-class Flow:
-    """A producer that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def pauseProducing(self) -> None:
-        self.told.append("pause")
-
-    def resumeProducing(self) -> None:
-        self.told.append("resume")
-
-    def stopProducing(self) -> None:
-        self.told.append("stop")
 
 
 class TestProducers:

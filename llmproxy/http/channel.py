@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from llmproxy import errors
 from llmproxy.deadline import Deadline
@@ -29,14 +31,18 @@ if TYPE_CHECKING:
     from llmproxy.http.server import Entrance, Site
 
 
+@implementer(IPushProducer)
 class Channel(Protocol):
     """One client's connection; made by :class:`~llmproxy.http.server.Site`.
+
+    Between the producers of responses it is its transport's own, so that no requests are read whose answers nobody reads.
 
     :ivar entrance: the way it came.
     :ivar requests: those that are not answered yet, in their order; the first is being answered.
     """
 
     __slots__ = (
+        "_clogged",
         "_closing",
         "_deadline",
         "_departure",
@@ -73,6 +79,7 @@ class Channel(Protocol):
         self._serving = False
         self._tunnel: Any = None
         self._paused = False
+        self._clogged = False
         self._departure: Departure | None = None
         self._closing = False
         self._farewell: Farewell | None = None
@@ -91,6 +98,7 @@ class Channel(Protocol):
         self._reader = RequestReader(self._begin, self._limits)
         self._deadline = Deadline(self.site.clock, self._too_late)
         self._deadline.set(self._limits.header_time)
+        self.transport.registerProducer(self, True)
         self.site.opened(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -156,7 +164,7 @@ class Channel(Protocol):
         if self._serving:
             return  # called by a request that is answered at once: the loop below goes on, as deep as it was
         self._serving = True
-        while self.requests and self.requests[0] is not self._served and not self._closing:
+        while self.requests and self.requests[0] is not self._served and not (self._closing or self._clogged):
             self._served = self.requests[0]
             self._served.process()
         self._serving = False
@@ -187,17 +195,46 @@ class Channel(Protocol):
             self._serve()
             self._pace()
 
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
+        """Let the transport set the pace of a response."""
+        self.transport.unregisterProducer()
+        if self._clogged:  # from here on it is the producer that waits
+            self._clogged = False
+            self._pace()
+        self.transport.registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        """Let it set the pace of the next requests."""
+        self.transport.unregisterProducer()
+        if not self._closing:
+            self.transport.registerProducer(self, True)
+
     def handOver(self, protocol: Any) -> None:
         """Leave HTTP: what comes from now on goes to another protocol."""
         early = self._reader.take_early(TUNNEL)
         self._deadline.close()
         self.requests.clear()
+        self.transport.unregisterProducer()
         self._tunnel = protocol
         protocol.makeConnection(self.transport)
         if early:
             protocol.dataReceived(early)
 
     # The pace
+
+    def pauseProducing(self) -> None:
+        """The client does not read what it was answered: take nothing more from it."""
+        self._clogged = True
+        self._pace()
+
+    def resumeProducing(self) -> None:
+        """It has read."""
+        self._clogged = False
+        self._serve()
+        self._pace()
+
+    def stopProducing(self) -> None:
+        """The connection is lost, of which :meth:`connectionLost` tells."""
 
     def _wanted(self, request: Request) -> None:
         """Somebody begins to read a body: now is the time to say so to a client that asked (RFC 9110 section 10.1.1)."""
@@ -212,7 +249,10 @@ class Channel(Protocol):
             return
         reader, waiting = self._reader, len(self.requests)
         body = None if reader.incoming is None else reader.incoming.body
-        if body is not None:
+        if self._clogged:
+            wanted = False
+            self._deadline.set(self._limits.close_time)
+        elif body is not None:
             wanted = body.wants
             if body.expected:
                 self._deadline.set(self._limits.body_idle)
@@ -241,6 +281,8 @@ class Channel(Protocol):
     def _too_late(self) -> None:
         if self._farewell is not None:
             self._farewell.too_late()
+        elif self._clogged:
+            self.abortConnection()
         elif self._reader.reading is BODY:
             self._reader.stop(SilentBody(f"The client sent nothing for {self._limits.body_idle:g} seconds."))
         elif self._reader.head_size:
@@ -269,6 +311,7 @@ class Channel(Protocol):
         if not self._closing:
             self._closing = True
             self._reader.reading = NOTHING
+            self.transport.unregisterProducer()  # one would hold up its close
             self._farewell = Farewell(self.transport, self._deadline, self._limits, linger)
 
     # What twisted.web's Request uses of a channel

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from llmproxy.http.native import NativeReactor
 
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# Seconds that the loop may wait for what was written to a TLS connection that is closed: whoever closes has a time of its own.
+_NO_BOUND = 24 * 3600.0
 _ACCEPT_AGAIN = 0.25  # seconds until accepting is tried again after descriptors ran out
 _ACCEPT_AT_ONCE = (
     64  # connections accepted in one turn, so that a crowd at the door does not stop those inside
@@ -119,9 +121,13 @@ class NativePort:
 
     async def _serve(self, sock: socket.socket) -> None:
         transport = NativeTransport(self._factory)
+        loop: Any = self._loop  # uvloop's, with more arguments than typeshed knows for all Pythons
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: transport, sock, ssl=None if self.tls is None else self.tls.context
+            await loop.connect_accepted_socket(
+                lambda: transport,
+                sock,
+                ssl=None if self.tls is None else self.tls.context,
+                ssl_shutdown_timeout=None if self.tls is None else _NO_BOUND,
             )
         except (OSError, ssl.SSLError, ConnectionError):
             sock.close()  # a peer that left, or whose handshake failed

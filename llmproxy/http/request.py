@@ -142,13 +142,13 @@ class Request(server.Request):
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """Let the connection set the producer's pace."""
         self.producer = producer
-        self.transport.registerProducer(producer, streaming)
+        self.channel.registerProducer(producer, streaming)
 
     def unregisterProducer(self) -> None:
         """See ``IConsumer``."""
         if self.producer is not None:
             self.producer = None
-            self.transport.unregisterProducer()
+            self.channel.unregisterProducer()
 
     def connectionLost(self, reason: Failure) -> None:
         """The client has left."""

@@ -12,6 +12,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from llmproxy import errors
 from llmproxy.http import rules
@@ -21,6 +23,8 @@ from llmproxy.http.rules import Refused
 
 if TYPE_CHECKING:
     from llmproxy.http.request import Request
+
+_log = Logger()
 
 # Makes a request of its method, target, version and fields, the length of its body (see rules.body_length), and whether its
 # client wants the connection to stay open.
@@ -242,5 +246,10 @@ def _refused(error: httptools.HttpParserError) -> Refused:
     """Why the parser stopped: what a callback raised, or its own finding."""
     if isinstance(error, httptools.HttpParserInvalidMethodError):
         return Refused(errors.NOT_IMPLEMENTED, "The request method is none that is known here.")
-    cause = error.__context__
-    return cause if isinstance(cause, Refused) else Refused(errors.BAD_REQUEST, f"Not HTTP/1.1: {error}.")
+    if not isinstance(error, httptools.HttpParserCallbackError):
+        return Refused(errors.BAD_REQUEST, f"Not HTTP/1.1: {error}.")
+    cause = error.__context__ or error
+    if isinstance(cause, Refused):
+        return cause
+    _log.failure("What a client sent could not be handled", Failure(cause))
+    return Refused(errors.INTERNAL_ERROR, errors.SEE_LOG)

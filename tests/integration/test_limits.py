@@ -58,6 +58,21 @@ def takes_another(proxy: Proxy, source: str = "127.0.0.1") -> bool:
 # Slow clients
 
 
+@pytest.mark.parametrize(
+    "ask", [HEALTHZ, message(b"GET /openai/v1/models HTTP/1.1", HOST)], ids=["ok", "401"]
+)
+def test_answers_that_nobody_reads_do_not_pile_up(proxy: Proxy, ask: bytes) -> None:
+    before = proxy.twistd.memory
+    client = proxy.connect(receive_buffer=4096)
+    many = 64 * 2**20 // len(ask)
+    sent = client.send_until_blocked(ask * many, quiet=1.0)
+    assert sent < 16 * 2**20  # the kernels' buffers take some of them
+    assert proxy.twistd.memory - before < 8 * 2**20
+    assert proxy.ask(b"GET /healthz").body == b"ok"
+    for _ in range(sent // len(ask)):  # whoever reads after all is answered
+        client.response()
+
+
 def test_200_clients_that_dribble_their_headers_disturb_no_one(
     proxy: Proxy, openai: Upstream, background: Background
 ) -> None:
