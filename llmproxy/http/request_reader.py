@@ -120,6 +120,7 @@ class RequestReader:
             if self._waits_for_upgrade():
                 self.early = data
                 return False
+        self._check_target()
         if self.head_size > self._limits.headers:
             what = "headers" if self.reading is HEAD else "trailers or chunk extensions"
             raise Refused(
@@ -131,6 +132,12 @@ class RequestReader:
             self.head_size = 1  # it began behind a whole request, and its size is not known
             return True
         return resting and self.head_size > 0
+
+    def _check_target(self) -> None:
+        if len(self._target) > self._limits.target:
+            raise Refused(
+                errors.TARGET_TOO_LONG, f"The request target is longer than {self._limits.target} bytes."
+            )
 
     def take_early(self, reading: Reading) -> bytes:
         """Go on behind a handshake that was answered; returns what came behind it."""
@@ -164,7 +171,7 @@ class RequestReader:
         self._begun = True
 
     def on_url(self, part: bytes) -> None:
-        # One that is too long is refused when its head is complete: which page may read the refusal stands in the head.
+        # One that is too long is refused behind what came with it: which page may read the refusal stands in the head.
         if len(self._target) <= self._limits.target:
             self._target += part
 
@@ -177,8 +184,7 @@ class RequestReader:
             self._pairs, self._target = [], b""
             return
         limits = self._limits
-        if len(self._target) > limits.target:
-            raise Refused(errors.TARGET_TOO_LONG, f"The request target is longer than {limits.target} bytes.")
+        self._check_target()
         fields = Fields(self._pairs)
         # Of a head behind another message, in the same bytes, the size is not known.
         if (self.head_size > limits.headers or self._behind) and sum(
