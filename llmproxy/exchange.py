@@ -1,7 +1,7 @@
 """One forwarded request: what is known about it, and how it ended.
 
 An Exchange is filled in by the proxy while a request is served, and handed to an observer once, when it is over, whatever way
-it ended. It never holds a query, a prompt or an answer.
+it ended. It never tells of a query, a prompt or an answer; only its tap holds parts of the answer, until that has been read.
 """
 
 from __future__ import annotations

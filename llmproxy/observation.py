@@ -48,9 +48,8 @@ def look_at_request(exchange: Exchange, family: Family, request: Any, target: by
         named = model_of_target(family, target)
         exchange.asked_model = named.model if isinstance(named, Known) else None
         return
-    exchange.asked_model = _in_path(
-        family, target.partition(b"?")[0]
-    )  # no query's counts, where there can be a body
+    # No query's counts, where there can be a body.
+    exchange.asked_model = _in_path(family, target.partition(b"?")[0])
     body, headers = request.body, request.requestHeaders
     if body is None or exchange.asked_model is not None or headers.values_of(b"content-encoding"):
         return
