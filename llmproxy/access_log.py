@@ -15,6 +15,7 @@ import attrs
 from twisted.logger import Logger
 
 from llmproxy.exchange import Exchange
+from llmproxy.logs import rfc3339
 from llmproxy.usage.model import Reading, Usage
 
 _USAGE = tuple(field.name for field in attrs.fields(Usage))
@@ -68,7 +69,7 @@ def fields(exchange: Exchange) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "id": exchange.id,
-        "at": exchange.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "at": rfc3339(exchange.at),
         "client": exchange.client,
         "upstream": exchange.upstream,
         "method": exchange.method,

@@ -96,6 +96,22 @@ class MetricsPage(Page):
         _answer(request, content_type.encode("latin-1"), encode(self._registry))
 
 
+class Refusal(Resource):
+    """Answers every request with one problem."""
+
+    isLeaf = True
+
+    def __init__(self, problem: errors.Problem, message: str) -> None:
+        super().__init__()
+        self._problem = problem
+        self._message = message
+
+    def render(self, request: IRequest) -> int:
+        """Answer any method."""
+        errors.answer(request, self._problem, self._message)
+        return NOT_DONE_YET
+
+
 class Root(Resource):
     """The root of the admin listener's tree."""
 
@@ -106,15 +122,7 @@ class Root(Resource):
 
     def getChild(self, path: bytes, request: IRequest) -> IResource:
         """Find none: those that there are have been looked for before."""
-        return _Nothing()
-
-
-class _Nothing(Resource):
-    isLeaf = True
-
-    def render(self, request: IRequest) -> int:
-        errors.answer(request, errors.NOT_FOUND, "Nothing is here; there are /metrics, /healthz and /readyz.")
-        return NOT_DONE_YET
+        return Refusal(errors.NOT_FOUND, "Nothing is here; there are /metrics, /healthz and /readyz.")
 
 
 def build(registry: CollectorRegistry, why_not: Readiness) -> Root:

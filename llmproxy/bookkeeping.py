@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.logger import Logger
 
 from llmproxy.access_log import AccessLog
 from llmproxy.accounting import Accounting
@@ -28,8 +27,6 @@ class Bookkeeping:
     :ivar observer: is to be told of each exchange when it is over; ``None`` where nobody would learn of it.
     :ivar open: the exchanges that are not over, by their ids.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -55,7 +52,7 @@ class Bookkeeping:
                 ledger=lambda: self._ledger,
             )
         )
-        observers: list[Any] = [_Recorder(self), self.metrics]
+        observers: list[Any] = [self, self.metrics]
         if access_log:
             observers.append(AccessLog())
         self._access_log = access_log
@@ -66,22 +63,20 @@ class Bookkeeping:
         """Go on as another configuration says; what was recorded until now goes to where it was to go."""
         self._accounting.flush()
         accounting = config.accounting
-        watched = self._access_log or config.admin is not None or database_of(config) is not None
+        database = database_of(config)
+        watched = self._access_log or config.admin is not None or database is not None
         self.observer = self._accounting.add if watched else None
         base_urls = {upstream.name: str(upstream.base_url) for upstream in config.upstreams}
-        if watched and self._priced_by != (
-            accounting.prices,
-            base_urls,
-        ):  # a price book costs 30 MB and 0.2 s
-            self._priced_by = (accounting.prices, base_urls)
-            self._accounting.price = PriceBook(*self._priced_by).cost
+        priced_by = (accounting.prices, base_urls)
+        if watched and self._priced_by != priced_by:  # a price book costs 30 MB and 0.2 s
+            self._priced_by = priced_by
+            self._accounting.price = PriceBook(*priced_by).cost
         settings = (accounting.ledger, accounting.retention_days, accounting.backlog)
         if settings == self._ledger_settings:
             return
         self._ledger_settings = settings
         if self._ledger is not None:
             self._closing.append(self._ledger.close())
-        database = database_of(config)
         self._ledger = None
         if database is not None:
             self._ledger = open_ledger(
@@ -92,8 +87,8 @@ class Bookkeeping:
             )
             self._ledger.start()
 
-    def record(self, exchanges: Iterable[Exchange]) -> None:
-        """Write exchanges to the ledger, if there is one."""
+    def observe(self, exchanges: Iterable[Exchange]) -> None:
+        """Write exchanges to the present ledger, if there is one."""
         if self._ledger is not None:
             for exchange in exchanges:
                 self._ledger.record(exchange)
@@ -116,16 +111,6 @@ def database_of(config: Config) -> Database | None:
         return parse_ledger(config.accounting.ledger)
     except ValueError as error:
         raise ConfigError([f"ledger {error}"]) from None
-
-
-class _Recorder:
-    """Stands for the present ledger, which a reload may change."""
-
-    def __init__(self, books: Bookkeeping) -> None:
-        self._books = books
-
-    def observe(self, exchanges: Iterable[Exchange]) -> None:
-        self._books.record(exchanges)
 
 
 def _by_upstream(exchanges: Iterable[Exchange]) -> Mapping[str, int]:

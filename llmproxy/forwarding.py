@@ -61,12 +61,11 @@ class Forwarding:
         self._uploaded = 0
         self._deadline = Deadline(gateway.clock, self._too_late)
         self._exchange = exchange
-        self._observed = gateway.observer is not None
 
     def start(self) -> None:
         """Send the request on; everything after this is a reaction to the upstream, the client or the clock."""
         self._request.notifyFinish().addErrback(self._client_left)
-        if self._observed:
+        if self._gateway.observer is not None:
             look_at_request(self._exchange, self._upstream.family, self._request, self._target)
         if rights.depend_on_model(self._caller.client):
             self._try(self._admit)
@@ -129,7 +128,7 @@ class Forwarding:
         request.responseHeaders = headers.strip_hop_by_hop(response.headers)
         self._gateway.tell(self._exchange, request)
         look = None
-        if self._observed:
+        if self._gateway.observer is not None:
             look = look_at_response(self._exchange, self._upstream.family, response, self._gateway.clock)
         request.requestHeaders.settle()  # a stream may be open for long
         response.headers.settle()
@@ -175,7 +174,7 @@ class Forwarding:
         extensions = b", ".join(response.headers.getRawHeaders(b"sec-websocket-extensions", ()))
         clock = self._gateway.clock
         look = None
-        if self._observed:
+        if self._gateway.observer is not None:
             look = look_at_session(self._exchange, self._upstream.family, extensions, clock)
         tunnel = Tunnel(self._session_over, clock, look)
         self._passage = tunnel

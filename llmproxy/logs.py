@@ -107,7 +107,7 @@ def as_json(event: LogEvent) -> str | None:
         return None
     level = event.get("log_level", LogLevel.info)
     found = {
-        "time": _rfc3339(event["log_time"]),
+        "time": rfc3339(datetime.fromtimestamp(event["log_time"], timezone.utc)),
         "level": level.name,
         "namespace": event.get("log_namespace"),
         "message": message,
@@ -119,9 +119,9 @@ def as_json(event: LogEvent) -> str | None:
     return _json(found) + "\n"
 
 
-def _rfc3339(seconds: float) -> str:
-    time = datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
-    return time.replace("+00:00", "Z")
+def rfc3339(at: datetime) -> str:
+    """Write a time in UTC, to the millisecond (RFC 3339)."""
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _open_file(name: str, in_foreground: bool, reactor: Any) -> Any:

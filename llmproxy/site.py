@@ -13,7 +13,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
 from llmproxy import errors
-from llmproxy.admin import Health, Readiness, Ready
+from llmproxy.admin import Health, Readiness, Ready, Refusal
 from llmproxy.cors import Cors
 from llmproxy.proxy import ProxyResource
 from llmproxy.route import Gateway, Route
@@ -43,22 +43,6 @@ class Root(Resource):
             return Refusal(errors.BAD_REQUEST, str(refused))
         child: IResource = self.children.get(target.prefix, self._not_found)
         return child
-
-
-class Refusal(Resource):
-    """Answers every request with one problem."""
-
-    isLeaf = True
-
-    def __init__(self, problem: errors.Problem, message: str) -> None:
-        super().__init__()
-        self._problem = problem
-        self._message = message
-
-    def render(self, request: IRequest) -> int:
-        """Answer any method."""
-        errors.answer(request, self._problem, self._message)
-        return NOT_DONE_YET
 
 
 class Preflight(Resource):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -12,7 +13,9 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from zope.interface import implementer
 
 from llmproxy.exchange import Ending, Exchange
+from llmproxy.ledger.database import SQLite
 from llmproxy.ledger.report import Question, Sum
+from llmproxy.ledger.row import insertions, row_of
 from llmproxy.usage.model import COUNTS, Reading, Usage
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
@@ -111,6 +114,16 @@ def everyday() -> list[Exchange]:
         exchange(client="bob", method="GET", path="/anthropic/v1/models", reading=reading(model=None)),
         exchange(client="carol", status=403, ending=Ending.REFUSED, asked_model=None),
     ]
+
+
+def write(database: SQLite, exchanges: Sequence[Exchange]) -> None:
+    """Write exchanges to a ledger, as its writer does."""
+    arguments, keywords = database.arguments()
+    connection = sqlite3.connect(*arguments, **keywords)
+    database.opened(connection)
+    for statement, values in insertions(map(row_of, exchanges)):
+        connection.executemany(statement, values)
+    connection.close()
 
 
 def check_everyday(ask: Callable[..., list[list[Sum]]]) -> None:

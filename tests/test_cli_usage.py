@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import errno
 import json
-import sqlite3
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -11,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from llmproxy.exchange import Exchange
 from llmproxy.ledger.database import SQLite
-from llmproxy.ledger.row import insertions, row_of
 from llmproxy.usage.model import Usage
 from tests.cli_support import Shell, shell
-from tests.ledger_support import NOON, everyday, exchange, reading
+from tests.ledger_support import NOON, everyday, exchange, reading, write
 
 __all__ = ["shell"]  # a fixture
 
@@ -28,15 +25,6 @@ def ledger(tmp_path: Path, shell: Shell) -> SQLite:
     write(database, [])
     shell.environ["LLMPROXY_LEDGER"] = f"sqlite://{database.path}"
     return database
-
-
-def write(database: SQLite, exchanges: Sequence[Exchange]) -> None:
-    arguments, keywords = database.arguments()
-    connection = sqlite3.connect(*arguments, **keywords)
-    database.opened(connection)
-    for statement, values in insertions(map(row_of, exchanges)):
-        connection.executemany(statement, values)
-    connection.close()
 
 
 class TestTable:

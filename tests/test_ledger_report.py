@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,13 @@ from llmproxy.exchange import Ending, Exchange
 from llmproxy.ledger import schema
 from llmproxy.ledger.database import SQLite
 from llmproxy.ledger.report import LedgerError, Question, Sum, ask
-from llmproxy.ledger.row import insertions, row_of
 from llmproxy.usage.model import Usage
-from tests.ledger_support import check_everyday, everyday, exchange, reading
+from tests.ledger_support import check_everyday, everyday, exchange, reading, write
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> SQLite:
     return SQLite(tmp_path / "ledger.sqlite")
-
-
-def write(database: SQLite, exchanges: Sequence[Exchange]) -> None:
-    arguments, keywords = database.arguments()
-    connection = sqlite3.connect(*arguments, **keywords)
-    database.opened(connection)
-    for statement, values in insertions(map(row_of, exchanges)):
-        connection.executemany(statement, values)
-    connection.close()
 
 
 def total(database: SQLite, *exchanges: Exchange) -> Sum:

@@ -15,7 +15,6 @@ from llmproxy.cli.command import Command, CommandError
 from llmproxy.cli.online import Finding, ask_all
 from llmproxy.cli.table import columns
 from llmproxy.http import reactor as engine_reactor
-from llmproxy.ledger import parse_ledger
 
 
 class Check(Command):
@@ -42,7 +41,11 @@ class Check(Command):
             raise CommandError(
                 f"{error}\nNo configuration file was read: --config FILE or {config.FILE_VARIABLE} names one."
             ) from None
-        _check_ledger(configuration.accounting.ledger)
+        # What the proxy would refuse at its start, such as a database for which there is no driver. The import takes a moment,
+        # which other commands would wait for, too.
+        from llmproxy.bookkeeping import database_of
+
+        database_of(configuration)
         for line in describe(configuration):
             print(line)
         return _ask(configuration) if self["online"] else 0
@@ -65,14 +68,6 @@ def describe(configuration: config.Config) -> Iterator[str]:
 def report(findings: Sequence[Finding]) -> Iterator[str]:
     """Say in lines what came of asking the upstreams."""
     yield from _section("Online", [[finding.subject, finding.text] for finding in findings])
-
-
-def _check_ledger(url: str) -> None:
-    """Refuse what the proxy would refuse at its start, such as a database for which there is no driver."""
-    try:
-        parse_ledger(url)
-    except ValueError as problem:
-        raise config.ConfigError([f"ledger {problem}"]) from None
 
 
 def _section(title: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:

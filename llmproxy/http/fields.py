@@ -100,10 +100,8 @@ class Fields(Headers):
         self.pairs.append((spelled, sent))
         if self._index is not None:
             lower = spelled.lower()
-            self._index[lower] = [
-                *self._index.get(lower, ()),
-                sent,
-            ]  # a new list: the old one may be another's, too
+            # A new list: the old one may be another's, too.
+            self._index[lower] = [*self._index.get(lower, ()), sent]
 
     def getRawHeaders(self, name: Any, default: Any = None) -> Any:
         """The values of a field, of the type of ``name``, or ``default`` where there are none."""

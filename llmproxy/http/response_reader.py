@@ -73,9 +73,8 @@ class ResponseReader:
         :param informational: told of interim responses.
         """
         if self._method == b"HEAD":
-            self._parser = httptools.HttpResponseParser(
-                self
-            )  # the old one waits for the body that HEAD has not
+            # The old one waits for the body that HEAD has not.
+            self._parser = httptools.HttpResponseParser(self)
         self._method = method
         self._offers_upgrade = offers_upgrade
         self._informational = informational
