@@ -21,9 +21,6 @@ SESSION_HEADERS = (
     b"x-claude-code-parent-agent-id",
 )
 _LONGEST_LABEL = 256  # characters
-# OpenAI's name for it and Anthropic's; an upstream llmproxy's own counts where there is no other.
-_REQUEST_IDS = (b"x-request-id", b"request-id", b"x-llmproxy-request-id")
-_ANY_REQUEST_ID = frozenset(_REQUEST_IDS)
 
 Look = Callable[[bytes], None]
 
@@ -50,10 +47,11 @@ def look_at_request(exchange: Exchange, family: Family, request: Any, target: by
         return
     # No query's counts, where there can be a body.
     exchange.asked_model = _in_path(family, target.partition(b"?")[0])
-    body, headers = request.body, request.requestHeaders
-    if body is None or exchange.asked_model is not None or headers.values_of(b"content-encoding"):
+    body = request.body
+    if body is None or exchange.asked_model is not None:
         return
-    if b"json" not in b"".join(headers.values_of(b"content-type")):
+    fields = request.requestHeaders.by_name()
+    if b"content-encoding" in fields or b"json" not in b"".join(fields.get(b"content-type", ())):
         return
     whole = body.whole()
     if whole is None:
@@ -67,18 +65,19 @@ def look_at_response(exchange: Exchange, family: Family, response: Any, clock: C
 
     :return: is to be fed what passes of the body.
     """
-    headers = response.headers
     exchange.reused = response.reused
-    if not headers.has_none_of(_ANY_REQUEST_ID):
-        values = next(filter(None, map(headers.values_of, _REQUEST_IDS)))
-        exchange.upstream_request_id = values[0].decode("latin-1")[:_LONGEST_LABEL]
+    get = response.headers.by_name().get
+    # OpenAI's name for it and Anthropic's; an upstream llmproxy's own counts where there is no other.
+    ids = get(b"x-request-id") or get(b"request-id") or get(b"x-llmproxy-request-id")
+    if ids:
+        exchange.upstream_request_id = ids[0].decode("latin-1")[:_LONGEST_LABEL]
     if exchange.method != "POST":
         return None  # what GET shows was made, and paid for, before
     tap = exchange.tap = tap_for(
         family,
         exchange.path.encode("ascii"),
-        b", ".join(headers.values_of(b"content-type")),
-        b", ".join(headers.values_of(b"content-encoding")),
+        b", ".join(get(b"content-type", ())),
+        b", ".join(get(b"content-encoding", ())),
         partial(_note_first_token, exchange, clock),
     )
     return None if tap is None else tap.feed

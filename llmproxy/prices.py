@@ -12,10 +12,10 @@ for the whole exchange, to a whole number of micro-dollars, a half to the even n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from datetime import datetime, timezone
+from decimal import Decimal
 from fnmatch import fnmatchcase
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     Rate = Decimal | TieredPrices
 
 _LARGEST_CACHE = 1024  # models; clients choose the names of some
+# Lists have prices by the time of the day, and new ones from some day on: at whole minutes, so that all of one have the same.
+_MINUTE = 60_000_000_000  # nanoseconds
 _MOST_SAID = 1000  # models that are told to be unknown; after that the log has had enough
 
 # What APIs call the service that their list prices are for. OpenAI: "default"; Anthropic: "standard"; Groq: "on_demand".
@@ -50,6 +52,21 @@ _TOOL_RATES = {
     "web_fetch_requests": "",
     "web_search_requests": "web_searches_kcount",
 }
+# What may be the price of each kind of tokens, best first. What has none of its own is paid as what it is a part of: sound and
+# images as other tokens, and so is what was read from a cache. Writing to one costs more than other input, so it needs its own.
+_PRICES = (
+    ("input_mtok",),
+    ("output_mtok",),
+    ("cache_read_mtok", "input_mtok"),
+    ("cache_write_5m_mtok", "cache_write_mtok"),
+    ("cache_write_1h_mtok",),
+    ("output_reasoning_mtok",),
+    ("input_audio_mtok", "input_mtok"),
+    ("output_audio_mtok", "output_mtok"),
+    ("cache_audio_read_mtok", "cache_read_mtok", "input_mtok"),
+    ("input_image_mtok", "input_mtok"),
+    ("output_image_mtok", "output_mtok"),
+)
 
 
 class PriceBook:
@@ -68,7 +85,7 @@ class PriceBook:
         self._snapshot = get_snapshot()
         self._overrides = tuple(overrides)
         self._providers = {upstream: self._provider(url) for upstream, url in base_urls.items()}
-        self._model = lru_cache(_LARGEST_CACHE)(self._find_model)
+        self._rates = lru_cache(_LARGEST_CACHE)(self._find_rates)
         self._said: set[tuple[str, str, str | None]] = set()
 
     def cost(self, exchange: Exchange) -> int | None:
@@ -78,37 +95,48 @@ class PriceBook:
             return None
         if not reading.usage.billable:
             return 0
-        names = [name for name in (reading.model, exchange.asked_model) if name]
-        if reading.outcome != "complete" or not names:
+        if reading.outcome != "complete":
             return None
-        tier: str | None = (reading.service_tier or "").lower()
+        rates = self._rates(
+            exchange.upstream,
+            reading.model,
+            exchange.asked_model,
+            reading.service_tier,
+            exchange.begun_ns // _MINUTE,
+        )
+        total = None if rates is None else price(reading.usage, rates)
+        return None if total is None else round(total)
+
+    def _find_rates(
+        self, upstream: str, answered: str | None, asked: str | None, service_tier: str | None, minute: int
+    ) -> Rates | None:
+        names = [name for name in (answered, asked) if name]
+        if not names:
+            return None
+        tier: str | None = (service_tier or "").lower()
         if tier in _STANDARD_TIERS:
             tier = None
-        rates = self._rates(exchange, names, tier)
-        if rates is None:
-            self._say_unknown(exchange.upstream, names[0], tier)
-            return None
-        total = price(reading.usage, rates)
-        return None if total is None else int(total.to_integral_value(ROUND_HALF_EVEN))
-
-    def _rates(self, exchange: Exchange, names: Sequence[str], tier: str | None) -> Mapping[str, Rate] | None:
-        listed = self._listed(exchange, names[0], tier)
+        at = datetime.fromtimestamp(minute * 60, timezone.utc)
+        found = self._listed(upstream, names[0], tier, at)
         for override in self._overrides:
             if _speaks_of(override, names, tier):
-                return {**(listed or {}), **_rates_of(override)}
-        return listed
+                found = {**(found or {}), **_rates_of(override)}
+                break
+        if found is None:
+            self._say_unknown(upstream, names[0], tier)
+            return None
+        return Rates(found)
 
-    def _listed(self, exchange: Exchange, name: str, tier: str | None) -> Mapping[str, Rate] | None:
+    def _listed(
+        self, upstream: str, name: str, tier: str | None, at: datetime
+    ) -> Mapping[str, Rate | None] | None:
         """The prices of a provider's list for a model; ``None`` where it has none for that model or tier."""
-        provider = self._providers.get(exchange.upstream)
-        model = None if provider is None else self._model(provider.id, name)
+        provider = self._providers.get(upstream)
+        model = None if provider is None else self._model(provider, name)
         if provider is None or model is None:
             return None
         if tier is None:
-            # A list of prices goes by the time: of the day, or until they were changed.
-            at_all_times = not isinstance(model.prices, list)
-            return vars(model.prices if at_all_times else model.get_prices(exchange.at))
-        at = exchange.at
+            return vars(model.get_prices(at))
         context = _CONTEXTS.get(tier, {"service_tier": tier})
         # One provider's tiers are not another's that offers its models: those of Azure are not OpenAI's.
         own = any(model is other for other in provider.models)
@@ -120,8 +148,7 @@ class PriceBook:
         except LookupError:
             return None
 
-    def _find_model(self, provider_id: str, name: str) -> ModelInfo | None:
-        provider = self._snapshot.find_provider(None, provider_id, None)
+    def _model(self, provider: Provider, name: str) -> ModelInfo | None:
         return provider.find_model(name, all_providers=self._snapshot.providers)
 
     def _say_unknown(self, upstream: str, model: str, tier: str | None) -> None:
@@ -142,7 +169,6 @@ def _speaks_of(override: PriceOverride, names: Sequence[str], tier: str | None) 
     return override.service_tier == tier and any(fnmatchcase(name, override.model) for name in names)
 
 
-@cache
 def _rates_of(override: PriceOverride) -> Mapping[str, Decimal]:
     """The prices that it has, by their names in the lists; what it leaves out stays as the list has it."""
     named = {
@@ -157,53 +183,58 @@ def _rates_of(override: PriceOverride) -> Mapping[str, Decimal]:
     return {name: price for name, price in named.items() if price is not None}
 
 
-def price(usage: Usage, rates: Mapping[str, Rate]) -> Decimal | None:
-    """Add up what usage costs, in micro-dollars.
-
-    What has no price of its own is paid as what it is a part of: sound as other input, and so is what was read from a cache,
-    where a list gives no discount for it. Writing to a cache costs more than other input, so it needs a price of its own.
+class Rates:
+    """What a model costs: a price for each kind of tokens.
 
     :param rates: by the names that ``genai-prices`` gives them: per million tokens, or per thousand uses of a tool.
+    """
+
+    __slots__ = ("by_name", "of_tokens", "reasoning_apart")
+
+    def __init__(self, rates: Mapping[str, Rate | None]) -> None:
+        self.by_name = rates
+        self.of_tokens = tuple(_first(rates, names) for names in _PRICES)
+        self.reasoning_apart = rates.get("output_reasoning_mtok") is not None
+
+
+def price(usage: Usage, rates: Rates) -> Decimal | None:
+    """Add up what usage costs, in micro-dollars.
+
     :return: ``None`` where a number or a price that matters is unknown.
     """
-    read, written = usage.cache_read_tokens or 0, usage.cache_write_5m_tokens or 0
-    written_1h = usage.cache_write_1h_tokens or 0
-    audio_read = usage.cached_audio_tokens or 0
+    put_in, made = usage.input_tokens, usage.output_tokens
+    if put_in is None or (made is None and rates.by_name.get("output_mtok") is not None):
+        return None
+    read, audio_read = usage.cache_read_tokens or 0, usage.cached_audio_tokens or 0
+    written, written_1h = usage.cache_write_5m_tokens or 0, usage.cache_write_1h_tokens or 0
     audio_in, image_in = usage.input_audio_tokens or 0, usage.input_image_tokens or 0
     audio_out, image_out = usage.output_audio_tokens or 0, usage.output_image_tokens or 0
-    reasoning = usage.reasoning_tokens or 0 if "output_reasoning_mtok" in rates else 0
-    if usage.input_tokens is None or (usage.output_tokens is None and rates.get("output_mtok") is not None):
-        return None
-    counts: list[tuple[int, tuple[str, ...]]] = [
-        (usage.input_tokens - audio_in - image_in, ("input_mtok",)),
-        (read - audio_read, ("cache_read_mtok", "input_mtok")),
-        (written, ("cache_write_5m_mtok", "cache_write_mtok")),
-        (written_1h, ("cache_write_1h_mtok",)),
-        ((usage.output_tokens or 0) - audio_out - image_out - reasoning, ("output_mtok",)),
-    ]
-    if audio_in or image_in or audio_read or audio_out or image_out or reasoning:
-        counts += [
-            (audio_in, ("input_audio_mtok", "input_mtok")),
-            (image_in, ("input_image_mtok", "input_mtok")),
-            (audio_read, ("cache_audio_read_mtok", "cache_read_mtok", "input_mtok")),
-            (audio_out, ("output_audio_mtok", "output_mtok")),
-            (image_out, ("output_image_mtok", "output_mtok")),
-            (reasoning, ("output_reasoning_mtok",)),
-        ]
-    context = usage.input_tokens + read + written + written_1h
+    reasoning = usage.reasoning_tokens or 0 if rates.reasoning_apart else 0
+    counts: tuple[int, ...] = (
+        put_in - audio_in - image_in,
+        (made or 0) - audio_out - image_out - reasoning,
+        read - audio_read,
+        written,
+        written_1h,
+    )
+    if reasoning or audio_in or audio_out or audio_read or image_in or image_out:
+        counts += (reasoning, audio_in, audio_out, audio_read, image_in, image_out)
     total = Decimal(0)
-    for count, names in counts:
+    for count, rate in zip(counts, rates.of_tokens, strict=False):
         if not count:
             continue
-        rate = _first(rates, names)
         if rate is None or count < 0:  # more parts than there are of the whole: not to be trusted
             return None
-        total += count * (rate if isinstance(rate, Decimal) else _at_length(rate, context))
-    tools = _tools(usage.server_tool_uses or {}, rates)
+        if not isinstance(rate, Decimal):
+            rate = _at_length(rate, put_in + read + written + written_1h)
+        total += count * rate
+    if not usage.server_tool_uses:
+        return total
+    tools = _tools(usage.server_tool_uses, rates.by_name)
     return None if tools is None else total + tools
 
 
-def _first(rates: Mapping[str, Rate], names: Sequence[str]) -> Rate | None:
+def _first(rates: Mapping[str, Rate | None], names: Sequence[str]) -> Rate | None:
     for name in names:
         rate = rates.get(name)
         if rate is not None:
@@ -211,7 +242,7 @@ def _first(rates: Mapping[str, Rate], names: Sequence[str]) -> Rate | None:
     return None
 
 
-def _tools(uses: Mapping[str, int], rates: Mapping[str, Rate]) -> Decimal | None:
+def _tools(uses: Mapping[str, int], rates: Mapping[str, Rate | None]) -> Decimal | None:
     total = Decimal(0)
     for tool, count in uses.items():
         name = _TOOL_RATES.get(tool)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from genai_prices import Usage as ListedUsage
 from genai_prices import calc_price
-from genai_prices.types import Tier, TieredPrices
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import ConditionalPrice, ModelInfo, Tier, TieredPrices, TimeOfDateConstraint
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.config import PriceOverride
-from llmproxy.prices import PriceBook, price
+from llmproxy.prices import PriceBook, Rates, price
 from llmproxy.usage.model import Usage
 from tests.ledger_support import Lines, exchange, lines, reading
 
@@ -122,6 +123,40 @@ class TestLists:
                 genai_request_timestamp=AT,
             )
             assert cost(book, usage, model, upstream) == round(theirs.total_price * 1_000_000)
+
+
+class TestTimes:
+    USAGE = Usage(input_tokens=1_000_000, output_tokens=0)
+
+    def test_a_price_holds_from_its_minute_on(self) -> None:
+        book = PriceBook(base_urls={"deepseek": "https://api.deepseek.com"})
+        times = (
+            datetime(2025, 8, 1, 16, 29, 59, 999_999, timezone.utc),
+            datetime(2025, 8, 1, 16, 30, 0, 0, timezone.utc),
+            datetime(2025, 8, 1, 16, 30, 59, 999_999, timezone.utc),
+        )
+        read = reading(self.USAGE, model="deepseek-reasoner")
+        day, night, still_night = [
+            book.cost(exchange(upstream="deepseek", reading=read, at=at)) or 0 for at in times
+        ]
+        assert day > night == still_night > 0
+
+    def test_lists_change_at_whole_minutes(self) -> None:
+        models = [model for provider in get_snapshot().providers for model in provider.models]
+        conditions = [price.constraint for model in models for price in _conditional(model)]
+        conditions += [variant.constraint for model in models for variant in model.price_variants or ()]
+        times = [
+            time
+            for condition in conditions
+            if isinstance(condition, TimeOfDateConstraint)
+            for time in (condition.start_time, condition.end_time)
+        ]
+        assert times
+        assert all(time.second == time.microsecond == 0 for time in times)
+
+
+def _conditional(model: ModelInfo) -> list[ConditionalPrice]:
+    return model.prices if isinstance(model.prices, list) else []
 
 
 class TestTiers:
@@ -242,6 +277,10 @@ class TestOverrides:
         assert cost(book, self.USAGE, service_tier="priority") == 2000
 
 
+def total(usage: Usage, **rates: Decimal) -> Decimal | None:
+    return price(usage, Rates({**RATES, **rates}))
+
+
 class TestSum:
     def test_a_half_is_rounded_to_the_even_neighbour(self) -> None:
         book = PriceBook([PriceOverride("*", input=Decimal("0.5"), output=ONE)])
@@ -260,41 +299,43 @@ class TestSum:
             input_image_tokens=3,
             output_audio_tokens=3,
         )
-        assert price(usage, RATES) == 110
-        assert price(usage, {**RATES, "input_audio_mtok": 2 * ONE, "output_audio_mtok": 20 * ONE}) == 143
+        assert total(usage) == 110
+        assert total(usage, input_audio_mtok=2 * ONE, output_audio_mtok=20 * ONE) == 143
 
     def test_sound_from_a_cache_has_its_own_price(self) -> None:
         usage = Usage(input_tokens=0, output_tokens=0, cache_read_tokens=10, cached_audio_tokens=4)
-        assert price(usage, {**RATES, "cache_read_mtok": ONE / 2, "cache_audio_read_mtok": ONE / 4}) == 4
-        assert price(usage, {**RATES, "cache_read_mtok": ONE / 2}) == 5
-        assert price(usage, RATES) == 10
+        assert total(usage, cache_read_mtok=ONE / 2, cache_audio_read_mtok=ONE / 4) == 4
+        assert total(usage, cache_read_mtok=ONE / 2) == 5
+        assert total(usage) == 10
 
     def test_reasoning_is_output_unless_it_has_a_price(self) -> None:
         usage = Usage(input_tokens=0, output_tokens=10, reasoning_tokens=4)
-        assert price(usage, RATES) == 100
-        assert price(usage, {**RATES, "output_reasoning_mtok": ONE}) == 64
+        assert total(usage) == 100
+        assert total(usage, output_reasoning_mtok=ONE) == 64
 
     @pytest.mark.parametrize("name", ["cache_write_5m_tokens", "cache_write_1h_tokens"])
     def test_writing_to_a_cache_without_a_price_is_unknown(self, name: str) -> None:
         counts: dict[str, Any] = {name: 1}
         usage = Usage(input_tokens=0, output_tokens=0, **counts)
-        assert price(usage, RATES) is None
+        assert total(usage) is None
 
     def test_an_hour_is_not_paid_as_five_minutes(self) -> None:
         usage = Usage(input_tokens=0, output_tokens=0, cache_write_1h_tokens=1)
-        assert price(usage, {**RATES, "cache_write_mtok": ONE}) is None
+        assert total(usage, cache_write_mtok=ONE) is None
 
     def test_parts_that_are_more_than_the_whole_are_not_believed(self) -> None:
-        assert price(Usage(input_tokens=1, output_tokens=1, input_audio_tokens=2), RATES) is None
+        assert total(Usage(input_tokens=1, output_tokens=1, input_audio_tokens=2)) is None
 
     def test_the_length_of_the_context_chooses_the_price(self) -> None:
         tiers = TieredPrices(base=ONE, tiers=[Tier(100, 2 * ONE), Tier(200, 3 * ONE)])
         totals = [
-            price(Usage(input_tokens=count, output_tokens=0), {"input_mtok": tiers})
+            price(Usage(input_tokens=count, output_tokens=0), Rates({"input_mtok": tiers}))
             for count in (100, 101, 201)
         ]
         assert totals == [100, 202, 603]
 
     def test_no_float_comes_in(self) -> None:
         for count, rate in itertools.product((1, 3, 7**20), (Decimal("0.1"), Decimal("0.30"))):
-            assert price(Usage(input_tokens=count, output_tokens=0), {"input_mtok": rate}) == count * rate
+            assert (
+                price(Usage(input_tokens=count, output_tokens=0), Rates({"input_mtok": rate})) == count * rate
+            )

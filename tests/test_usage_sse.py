@@ -43,7 +43,7 @@ def events(pieces: Iterable[bytes], mark: bytes = b"") -> list[Event]:
 
 def outcome(pieces: Iterable[bytes], mark: bytes) -> tuple[list[Event], Reading]:
     reader = Seen(mark)
-    stream = EventStream(reader)
+    stream = EventStream(lambda: reader)
     for piece in pieces:
         stream.feed(piece)
     reading = stream.close(True)
@@ -105,7 +105,7 @@ def test_line_ends_of_all_kinds_mixed_are_understood_wherever_the_stream_is_cut(
 
 def test_an_event_is_told_when_its_blank_line_has_come() -> None:
     reader = Seen()
-    stream = EventStream(reader)
+    stream = EventStream(lambda: reader)
     stream.feed(b"data: x\n")
     assert reader.events == []
     stream.feed(b"\n")
@@ -169,7 +169,7 @@ def test_an_event_beyond_all_bounds_costs_the_usage_and_not_the_rest(step: int) 
 
 def test_an_ordinary_event_may_be_of_any_size() -> None:
     reader = Seen(b"MARK")
-    stream = EventStream(reader)
+    stream = EventStream(lambda: reader)
     for _ in range(2 * LIMIT // HELD):
         stream.feed(b"x" * HELD)
     stream.feed(b"\n\n")
@@ -178,7 +178,7 @@ def test_an_ordinary_event_may_be_of_any_size() -> None:
 
 def held_at_most(head: bytes, pieces: int) -> int:
     """The bytes that a stream holds more than before, at most, while an event of that many pieces of 16 KiB passes."""
-    stream = EventStream(Seen(b"MARK"))
+    stream = EventStream(lambda: Seen(b"MARK"))
     piece = b"x" * 2**14
     stream.feed(head)
     tracemalloc.start()

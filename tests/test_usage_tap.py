@@ -141,7 +141,7 @@ def test_a_few_bytes_that_stand_for_a_great_many_are_too_large(coding: bytes) ->
     packed = CODINGS[coding](bytes(24 * 2**20))
     undone = decoder(coding, max_total=2**24)
     assert undone is not None
-    tap = Tap(Decoded(EventStream(OpenAIReader()), undone))
+    tap = Tap(Decoded(EventStream(OpenAIReader), undone))
     assert read(tap, cut(packed, range(0, len(packed), 65536))).source == "too_large"
 
 
@@ -213,7 +213,7 @@ def test_a_fault_in_a_tap_is_logged_once_and_costs_the_accounting_alone(
         def close(self, whole: bool) -> Reading:
             raise AssertionError
 
-    tap = Tap(Broken(OpenAIReader()))
+    tap = Tap(Broken(OpenAIReader))
     tap.feed(b"x")
     tap.feed(b"x")
     assert tap.close(True).source == "undecodable"

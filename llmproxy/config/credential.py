@@ -45,6 +45,8 @@ class Family(Enum):
     GEMINI = "gemini"
     NONE = "none"  # none that is known: nothing is read from the answers
 
+    __hash__ = object.__hash__  # caches ask for it all the time, and Enum's own is a function in Python
+
 
 class Place(Enum):
     """Which part of a request carries the key."""

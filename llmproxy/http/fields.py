@@ -6,7 +6,7 @@ pairs as they came, which is both exact and, since nothing is canonicalized, qui
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from twisted.web.http_headers import Headers
@@ -47,6 +47,10 @@ class Fields(Headers):
         """The values of a field in their order; ``name`` is in lower case."""
         # A message is asked for a dozen names, nearly all of which it has not.
         return (self._index or self._indexed()).get(name, ())
+
+    def by_name(self) -> Mapping[bytes, Sequence[bytes]]:
+        """The values of all fields, by their names in lower case; not to be kept, nor changed."""
+        return self._index or self._indexed()
 
     def has_none_of(self, names: frozenset[bytes]) -> bool:
         """Tell whether no field has any of some names, which are in lower case."""

@@ -21,12 +21,16 @@ class Decoded(Body):
     """
 
     def __init__(self, body: Body, decoding: Decoder) -> None:
-        super().__init__(body.reader)
         self._body = body
         self.tells_first_token = body.tells_first_token
         self._decoder = decoding
         self._at_once = min(_AT_ONCE[name] for name in decoding.codings)
         self._given_up: Source | None = None
+
+    @property
+    def first_token(self) -> bool:
+        """See :class:`Body`."""
+        return self._body.first_token
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""

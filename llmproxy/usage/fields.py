@@ -37,7 +37,7 @@ def parts(value: object) -> list[Document]:
 def first(fields: Document, *names: str) -> int | None:
     """The first number among several fields that mean the same."""
     for name in names:
-        found = count(fields.get(name))
-        if found is not None:
+        value = fields.get(name)
+        if value is not None and (found := count(value)) is not None:
             return found
     return None

@@ -20,7 +20,6 @@ class Framed(Body):
     """
 
     def __init__(self, body: Body, extensions: bytes) -> None:
-        super().__init__(body.reader)
         self._body = body
         self._frames = FrameReader(extensions, from_client=False, limit=_LARGEST_MESSAGE)
         self._given_up: Source | None = None

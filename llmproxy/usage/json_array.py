@@ -6,20 +6,21 @@ What is held is the object that is not whole yet, up to :data:`~llmproxy.usage.s
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from llmproxy.usage.json_text import end_of_object
 from llmproxy.usage.model import Reading, Source
-from llmproxy.usage.reader import Body, Event, Reader
+from llmproxy.usage.reader import Event, Reader, Stream
 from llmproxy.usage.sse import LIMIT
 
 _BETWEEN = re.compile(r"[\s,\[\]]+")
 
 
-class JSONArray(Body):
+class JSONArray(Stream):
     """Takes an array of objects apart; an error may come as an object without an array around it."""
 
-    def __init__(self, reader: Reader) -> None:
-        super().__init__(reader)
+    def __init__(self, make_reader: Callable[[], Reader]) -> None:
+        super().__init__(make_reader)
         self._held = bytearray()
         self._next_try = 0
         self._given_up: Source | None = None

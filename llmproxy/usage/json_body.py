@@ -6,6 +6,8 @@ either end are, and usage stands at one of them in every API there is. What is i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llmproxy.usage.json_text import members_at_end, members_at_start, parse
 from llmproxy.usage.model import Reading
 from llmproxy.usage.reader import Body, Reader
@@ -19,10 +21,12 @@ _MOST_PIECES = 256  # each of which costs some 40 bytes more than its content
 class JSONBody(Body):
     """Takes one JSON document."""
 
+    __slots__ = ("_make_reader", "_pieces", "_size", "_start")
+
     tells_first_token = False
 
-    def __init__(self, reader: Reader) -> None:
-        super().__init__(reader)
+    def __init__(self, make_reader: Callable[[], Reader]) -> None:
+        self._make_reader = make_reader
         self._start = b""  # of a document that is larger than what is held
         self._pieces: list[bytes] = []  # all of it, or what is held behind its start
         self._size = 0  # bytes, of the pieces
@@ -38,22 +42,20 @@ class JSONBody(Body):
     def close(self, whole: bool) -> Reading:
         """Read it, or what there is of it."""
         held = b"".join(self._pieces)
+        reader = self._make_reader()
         if self._start:
-            return self._close_large(held[-END:], whole)
+            reader.answer({**members_at_start(self._start), **members_at_end(held[-END:])})
+            unseen = reader.usage() is None and whole
+            return reader.reading(whole, "too_large" if unseen else None)
         if not held:  # as the answer to HEAD
-            return self.reader.reading(whole)
+            return reader.reading(whole)
         document = parse(held)
         if document is None:
-            self.reader.answer(members_at_start(held[:START]))
-            return self.reader.reading(False, "undecodable" if whole else None)
+            reader.answer(members_at_start(held[:START]))
+            return reader.reading(False, "undecodable" if whole else None)
         if isinstance(document, dict):
-            self.reader.answer(document)
-        return self.reader.reading(whole)
-
-    def _close_large(self, end: bytes, whole: bool) -> Reading:
-        self.reader.answer({**members_at_start(self._start), **members_at_end(end)})
-        unseen = self.reader.usage() is None and whole
-        return self.reader.reading(whole, "too_large" if unseen else None)
+            reader.answer(document)
+        return reader.reading(whole)
 
     def _cut_back(self) -> None:
         held = b"".join(self._pieces)

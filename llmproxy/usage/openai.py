@@ -86,32 +86,33 @@ class OpenAIReader(Reader):
         if not isinstance(kind, str) or kind.startswith("conversation."):
             return  # Realtime's transcripts of what is said to it are billed by another model's price
         answer = part(document.get("response")) or document
-        self.model = (
-            text(answer.get("model")) or text(part(document.get("session")).get("model")) or self.model
-        )
+        model = text(answer.get("model")) or text(part(document.get("session")).get("model"))
+        self.model = model or self.model
         self.response_id = text(answer.get("id")) or self.response_id
         self.service_tier = text(answer.get("service_tier")) or self.service_tier
-        self._take_end(kind, document, answer)
+        for choice in parts(answer.get("choices")):
+            self.stop_reason = text(choice.get("finish_reason")) or self.stop_reason
+        error = answer.get("error") or document.get("error")
+        if kind or "status" in answer:
+            error = self._take_status(kind, document, answer, error)
+        if error:
+            self.error = error_type(error, "type", "code") or self.error
         self._take_usage(answer)
         if is_event and not self.first_token:
             self.first_token = _is_piece(kind, document)
 
-    def _take_end(self, kind: str, document: Document, answer: Document) -> None:
-        for choice in parts(answer.get("choices")):
-            self.stop_reason = text(choice.get("finish_reason")) or self.stop_reason
+    def _take_status(self, kind: str, document: Document, answer: Document, error: Any) -> Any:
+        """Take what the Responses and Realtime APIs tell of an end, and return the error."""
         self.ended = self.ended or kind in _ENDS
         status = text(answer.get("status"))
         details = part(answer.get("status_details"))  # Realtime's
         if status in _STOPPED:
             reason = part(answer.get("incomplete_details")).get("reason") or details.get("reason")
             self.stop_reason = text(reason) or status
-        error = answer.get("error") or document.get("error") or details.get("error")
+        error = error or details.get("error")
         if kind == "error":
-            error = error or {"code": document.get("code")}
-        elif status == "failed":
-            error = error or status
-        if error:
-            self.error = error_type(error, "type", "code") or self.error
+            return error or {"code": document.get("code")}
+        return error or (status if status == "failed" else None)
 
     def _take_usage(self, answer: Document) -> None:
         if answer.get("object") == "response.input_tokens":
@@ -125,31 +126,42 @@ class OpenAIReader(Reader):
 
 def usage_of(usage: Document) -> Usage:
     """Read the ``usage`` of any of the APIs, whose names for the same things differ."""
-    read = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
-    made = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
-    # DeepSeek's and Moonshot's names, where they differ, are not among the details.
-    cached = count(read.get("cached_tokens"))
-    if cached is None:
-        cached = first(usage, "prompt_cache_hit_tokens", "cached_tokens")
+    get = usage.get
+    put_in = first(usage, "prompt_tokens", "input_tokens")
+    # DeepSeek's and Moonshot's names, which are not among the details.
+    cached = first(usage, "prompt_cache_hit_tokens", "cached_tokens")
+    read = get("prompt_tokens_details") or get("input_tokens_details") or get("input_token_details")
+    made = get("completion_tokens_details") or get("output_tokens_details") or get("output_token_details")
+    if not read and not made:
+        return Usage(_less(put_in, cached), _output(usage, put_in, None), cached)
+    read, made = part(read), part(made)
+    told = count(read.get("cached_tokens"))
+    cached = cached if told is None else told
     written = count(read.get("cache_write_tokens"))
-    counts: dict[str, Any] = {**_parts_of_input(read), **_parts_of_output(made)} if read or made else {}
+    reasoning = count(made.get("reasoning_tokens"))
+    of_cached = part(read.get("cached_tokens_details"))
+    cached_audio = count(of_cached.get("audio_tokens"))
     return Usage(
-        input_tokens=_less(first(usage, "prompt_tokens", "input_tokens"), cached, written),
-        output_tokens=_output(usage, counts.get("reasoning_tokens")),
+        input_tokens=_less(put_in, cached, written),
+        output_tokens=_output(usage, put_in, reasoning),
         cache_read_tokens=cached,
         cache_write_5m_tokens=written,
-        **counts,
+        reasoning_tokens=reasoning,
+        input_audio_tokens=_less(count(read.get("audio_tokens")), cached_audio),
+        output_audio_tokens=count(made.get("audio_tokens")),
+        cached_audio_tokens=cached_audio,
+        input_image_tokens=_less(count(read.get("image_tokens")), count(of_cached.get("image_tokens"))),
+        output_image_tokens=count(made.get("image_tokens")),
     )
 
 
-def _output(usage: Document, reasoning: int | None) -> int | None:
+def _output(usage: Document, put_in: int | None, reasoning: int | None) -> int | None:
     """All that was made."""
     made = first(usage, "completion_tokens", "output_tokens")
-    total = count(usage.get("total_tokens"))
-    if total is None or (made is not None and not reasoning):
+    if made is not None and not reasoning:
         return made
-    put_in = first(usage, "prompt_tokens", "input_tokens")
-    if put_in is None:
+    total = count(usage.get("total_tokens"))
+    if total is None or put_in is None:
         return made
     if made is None:  # embeddings have none
         return max(0, total - put_in)
@@ -157,38 +169,15 @@ def _output(usage: Document, reasoning: int | None) -> int | None:
     return made + reasoning if reasoning and total == put_in + made + reasoning else made
 
 
-def _parts_of_input(details: Document) -> dict[str, int | None]:
-    cached = part(details.get("cached_tokens_details"))
-    cached_audio = count(cached.get("audio_tokens"))
-    return {
-        "input_audio_tokens": _less(count(details.get("audio_tokens")), cached_audio),
-        "cached_audio_tokens": cached_audio,
-        "input_image_tokens": _less(count(details.get("image_tokens")), count(cached.get("image_tokens"))),
-    }
-
-
-def _parts_of_output(details: Document) -> dict[str, int | None]:
-    return {
-        "reasoning_tokens": count(details.get("reasoning_tokens")),
-        "output_audio_tokens": count(details.get("audio_tokens")),
-        "output_image_tokens": count(details.get("image_tokens")),
-    }
-
-
-def _details(usage: Document, *names: str) -> Document:
-    for name in names:
-        if found := usage.get(name):
-            return part(found)
-    return {}
-
-
-def _less(total: int | None, *parts: int | None) -> int | None:
+def _less(total: int | None, one: int | None, other: int | None = None) -> int | None:
     """A total without those of its parts that are known."""
-    return None if total is None else max(0, total - sum(known or 0 for known in parts))
+    return None if total is None else max(0, total - (one or 0) - (other or 0))
 
 
 def _tool_uses(answer: Document) -> dict[str, int] | None:
     """How often OpenAI's own tools were run for a response, ``None`` where none was."""
+    if "output" not in answer and "tool_usage" not in answer:
+        return None
     uses: dict[str, int] = {}
     for item in parts(answer.get("output")):
         kind = item.get("type")

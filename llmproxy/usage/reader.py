@@ -8,6 +8,7 @@ A reader knows what a family's answers say, and nothing of how they are cut into
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import attrs
 
@@ -103,15 +104,14 @@ class Body(ABC):
     :ivar tells_first_token: it comes while it is made, so that it tells when a first token was.
     """
 
-    tells_first_token = True
+    __slots__ = ()
 
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
+    tells_first_token = True
 
     @property
     def first_token(self) -> bool:
         """A first piece of what the model makes has passed."""
-        return self.reader.first_token
+        return False
 
     @abstractmethod
     def feed(self, data: bytes) -> None:
@@ -123,6 +123,18 @@ class Body(ABC):
 
         :param whole: nothing is missing, by the framing of the message.
         """
+
+
+class Stream(Body):
+    """An answer that comes while it is made."""
+
+    def __init__(self, make_reader: Callable[[], Reader]) -> None:
+        self.reader = make_reader()
+
+    @property
+    def first_token(self) -> bool:
+        """See :class:`Body`."""
+        return self.reader.first_token
 
 
 def error_type(error: object, *names: str) -> str | None:

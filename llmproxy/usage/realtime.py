@@ -22,7 +22,7 @@ class Messages(Body):
 
     def __init__(self) -> None:
         self._turn = OpenAIReader()  # the turn that runs, or the next one
-        super().__init__(self._turn)  # until a turn has ended
+        self._ended = self._turn  # the last one that has ended, if one has
         self._usage: Usage | None = None
         self._first_token = False
         self._too_large = False
@@ -46,14 +46,14 @@ class Messages(Body):
             used = turn.usage()
             if used is not None:
                 self._usage = used if self._usage is None else self._usage + used
-            self.reader = turn
+            self._ended = turn
             self._turn = OpenAIReader()
             self._turn.model = turn.model  # Realtime tells it once
 
     def close(self, whole: bool) -> Reading:
         """Take note that the socket is closed; a socket between two turns lacks nothing, however it was closed."""
         is_open = self._turn.response_id is not None
-        last = self._turn if is_open else self.reader
+        last = self._turn if is_open else self._ended
         reading = last.reading(not is_open, "too_large" if self._too_large else None)
         if self._too_large or self._usage is None:
             return reading

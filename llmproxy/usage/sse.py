@@ -10,8 +10,10 @@ What is held is at most one event: up to :data:`HELD` bytes of an ordinary one, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llmproxy.usage.model import Reading
-from llmproxy.usage.reader import Body, Event, Reader
+from llmproxy.usage.reader import Event, Reader, Stream
 
 HELD = 64 * 2**10  # bytes
 LIMIT = 8 * 2**20  # bytes
@@ -21,12 +23,12 @@ _WHOLE = (b"\n\n", b"\n\r\n")  # how data ends that ends with an event, whatever
 _BOM = b"\xef\xbb\xbf"
 
 
-class EventStream(Body):
+class EventStream(Stream):
     """Takes a stream of server-sent events apart."""
 
-    def __init__(self, reader: Reader) -> None:
-        super().__init__(reader)
-        self._ordinary = reader.ordinary
+    def __init__(self, make_reader: Callable[[], Reader]) -> None:
+        super().__init__(make_reader)
+        self._ordinary = self.reader.ordinary
         self._held = bytearray()
         self._line_end = b""  # the end of what came: only with what comes next is it known what it ends
         self._bound = HELD

@@ -9,7 +9,7 @@ a wrong size beforehand, which libzstd notices in some pieces and not in others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -145,11 +145,10 @@ def tap_for_socket(
     """
     if family is not Family.OPENAI:
         return None
-    messages = Messages()
     try:
-        return Tap(Framed(messages, extensions), on_first_token)
+        return Tap(Framed(Messages(), extensions), on_first_token)
     except FrameError:
-        return Tap(_Unreadable(messages.reader))
+        return Tap(_Unreadable())
 
 
 # What is asked for goes by a few paths, and is answered in a few types; a path may also hold ids, of which there is no end.
@@ -162,7 +161,7 @@ def _maker(
     path = path.partition(b"?")[0].rstrip(b"/")
     reader = next((made for end, made in _BY_PATH if path.endswith(end)), _READERS[family])
     kind = content_type.partition(b";")[0].strip().lower()
-    body: type[Body]
+    body: Callable[[type[Reader]], Body]
     if kind == b"text/event-stream":
         body = EventStream
     elif kind != b"application/json" and not kind.endswith(b"+json"):
@@ -173,7 +172,7 @@ def _maker(
         body = JSONBody
     decoding = decoder(content_encoding)
     if decoding is None or len(decoding.codings) > 1:  # one that is unknown, or several, which nobody sends
-        return lambda: _Unreadable(reader())
+        return _Unreadable
     if codings := decoding.codings:
-        return lambda: Decoded(body(reader()), Decoder(codings))
-    return lambda: body(reader())
+        return lambda: Decoded(body(reader), Decoder(codings))
+    return partial(body, reader)
