@@ -31,6 +31,8 @@ class Ending(Enum):
     UPSTREAM_SILENT = "upstream silent"
     PROXY_FAILED = "proxy failed"
 
+    __hash__ = object.__hash__  # they are counted by it, and Enum's own is a function in Python
+
 
 def new_id(begun_ns: int) -> str:
     """Make an id of 26 characters: hexadecimal, the milliseconds of the Unix time first, so that ids sort by time."""

@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 
 from llmproxy.ledger import Ledger, open_ledger, schema, store
 from llmproxy.ledger.database import SQLite
-from llmproxy.ledger.row import row_of
+from llmproxy.ledger.row import COLUMNS, row_of
 from llmproxy.ledger.store import Store
 from tests.ledger_support import NOON, Lines, exchange, lines
 
@@ -81,7 +81,7 @@ class TestStore:
     @pytest_twisted.inlineCallbacks
     def test_a_batch_is_written_whole_or_not_at_all(self, rows: Store, database: SQLite) -> Any:
         yield rows.insert([])
-        bad = (("id",), ("b",))
+        bad = ("b", *[None] * (len(COLUMNS) - 1))
         with pytest.raises(sqlite3.IntegrityError):
             yield rows.insert([row_of(exchange(id="a")), bad])
         assert written(database) == []

@@ -43,7 +43,7 @@ class Table:
     def insert(self, rows: Sequence[Row]) -> Deferred[None]:
         assert self._insert is None, "there is one writer"
         assert not self.closed
-        self.wanted.append([values[0] for _, values in rows])
+        self.wanted.append([row[0] for row in rows])
         self._insert = Deferred()
         return self._insert
 

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from llmproxy.exchange import Exchange
 from llmproxy.usage.model import COUNTS, Reading, Usage
 
-Row = tuple[tuple[str, ...], tuple[Any, ...]]
-"""Columns, and the value of each. What is unknown is not in a row: most of it is, mostly, and a NULL that is written costs more
-than any value does.
-"""
+Row = tuple[Any, ...]
+"""A value for each of :data:`COLUMNS`; ``None`` where it is unknown."""
 
 _LONGEST = 256  # characters of a name or an id
 _LONGEST_PATH = 1024
 _LARGEST = 2**63 - 1  # of a BIGINT
 # The label that names a session: "x-claude-code-session-id", "session_id", ...
 _SESSION = re.compile(r"(.*[-_])?session[-_]id", re.IGNORECASE)
-_COLUMNS = (
+COLUMNS = (
     "id",
     "at",
     "client",
@@ -45,8 +44,8 @@ _COLUMNS = (
     "reused",
     "upstream_request_id",
     "cost",
-)
-_READING_COLUMNS = (
+    "labels",
+    "session",
     "answered_model",
     "usage_source",
     "outcome",
@@ -54,26 +53,45 @@ _READING_COLUMNS = (
     "response_id",
     "stop_reason",
     "service_tier",
+    "billable",
+    "server_tool_uses",
+    *COUNTS,
 )
-_of_reading: Callable[[Reading], tuple[Any, ...]] = attrgetter(
-    "model", "source", "outcome", "error", "response_id", "stop_reason", "service_tier"
+_UNREAD = (None,) * 7
+_UNUSED = (None,) * (2 + len(COUNTS))
+# For Python's sqlite3, a bool or None takes as long as three numbers; and a number is no BOOLEAN to PostgreSQL.
+_FLAGS = {"reused": "? = 1", "billable": "? = 1"}
+# Exchanges that have these in common know the same things of themselves, mostly.
+_kind: Callable[[Row], tuple[Any, ...]] = itemgetter(
+    *map(COLUMNS.index, ("upstream", "ending", "usage_source"))
 )
 _counts: Callable[[Usage], tuple[int | None, ...]] = attrgetter(*COUNTS)
 _json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def insertions(rows: Iterable[Row]) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
-    """The statements that write some rows, with ``?`` for values, and for each the values of all rows that it writes."""
-    alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
-    for columns, values in rows:
-        alike.setdefault(columns, []).append(values)
-    return ((_insert(columns), values) for columns, values in alike.items())
+    """The statements that write some rows, with ``?`` for values, and for each the values of all rows that it writes.
+
+    Columns of which nothing is known in any of its rows are left out. Half are, and a NULL that is written takes longer than
+    any value does.
+    """
+    alike: defaultdict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[_kind(row)].append(row)
+    for some in alike.values():
+        columns = {
+            column: values
+            for column, values in zip(COLUMNS, zip(*some, strict=True), strict=True)
+            if values.count(None) < len(some)
+        }
+        yield _insert(tuple(columns)), list(zip(*columns.values(), strict=True))
 
 
 @lru_cache
 def _insert(columns: tuple[str, ...]) -> str:
+    values = ", ".join(_FLAGS.get(column, "?") for column in columns)
     return (
-        f"INSERT INTO llmproxy_exchanges ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "  # noqa: S608
+        f"INSERT INTO llmproxy_exchanges ({', '.join(columns)}) VALUES ({values}) "  # noqa: S608
         # A batch is written once more where it was not known whether the database took it.
         "ON CONFLICT (id) DO NOTHING"
     )
@@ -82,12 +100,11 @@ def _insert(columns: tuple[str, ...]) -> str:
 def row_of(exchange: Exchange) -> Row:
     """Make the row."""
     ending, reading, labels = exchange.ending, exchange.reading, exchange.labels
-    columns: tuple[str, ...] = _COLUMNS
-    values: tuple[Any, ...] = (
+    return (
         exchange.id,
         _utc(exchange.begun_ns),
-        _text(exchange.client),
-        _text(exchange.upstream),
+        exchange.client,
+        exchange.upstream,
         _text(exchange.method),
         _text(exchange.path, _LONGEST_PATH),
         exchange.status,
@@ -98,33 +115,39 @@ def row_of(exchange: Exchange) -> Row:
         exchange.first_byte,
         exchange.first_token,
         exchange.duration,
-        exchange.reused,
+        None if exchange.reused is None else int(exchange.reused),
         _text(exchange.upstream_request_id),
         _number(exchange.cost),
+        _json({_text(name): _text(value) for name, value in labels.items()}) if labels else None,
+        _text(_session(labels)) if labels else None,
+        *(_UNREAD + _UNUSED if reading is None else _of_reading(reading)),
     )
-    if reading is not None:
-        columns += _READING_COLUMNS
-        values += _of_reading(reading)
-    known = {column: value for column, value in zip(columns, values, strict=True) if value is not None}
-    if labels:
-        known["labels"] = _json({_text(name): _text(value) for name, value in labels.items()})
-        if session := _text(_session(labels)):
-            known["session"] = session
-    if reading is not None and reading.usage is not None:
-        known.update(_of_usage(reading.usage))
-    return tuple(known), tuple(known.values())
 
 
-def _of_usage(usage: Usage) -> dict[str, Any]:
-    known: dict[str, Any] = {
-        column: value
-        for column, value in zip(COUNTS, _counts(usage), strict=True)
-        if value is not None and 0 <= value <= _LARGEST
-    }
-    known["billable"] = usage.billable
-    if (uses := usage.server_tool_uses) is not None:
-        known["server_tool_uses"] = _json({_text(name): _number(count) for name, count in uses.items()})
-    return known
+def _of_reading(reading: Reading) -> tuple[Any, ...]:
+    usage = reading.usage
+    return (
+        reading.model,
+        reading.source,
+        reading.outcome,
+        reading.error,
+        reading.response_id,
+        reading.stop_reason,
+        reading.service_tier,
+        *(_UNUSED if usage is None else _of_usage(usage)),
+    )
+
+
+def _of_usage(usage: Usage) -> tuple[Any, ...]:
+    counts, uses = _counts(usage), usage.server_tool_uses
+    known = tuple(filter(None, counts))
+    if known and (min(known) < 0 or max(known) > _LARGEST):
+        counts = tuple(map(_number, counts))
+    return (
+        int(usage.billable),
+        None if uses is None else _json({_text(name): _number(count) for name, count in uses.items()}),
+        *counts,
+    )
 
 
 def _utc(unix_ns: int) -> str:
