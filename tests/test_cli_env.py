@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import tomlkit
 
-from llmproxy.cli.command import CommandError
-from llmproxy.cli.env import TOOLS, lines_for, listener_url, proxy_url
+from llmproxy.cli.env import TOOLS, lines_for, listener_url
 from tests.cli_support import KEY, Shell, shell
 
 __all__ = ["shell"]  # a fixture
@@ -163,14 +162,34 @@ class TestURL:
 
     def test_the_first_listener_that_has_a_port_counts(self, shell: Shell) -> None:
         shell.file.write_text(shell.file.read_text().replace('"tcp:33001', '"unix:/tmp/a.sock", "tcp:33002'))
-        assert proxy_url(shell.environ, str(shell.file)) == "http://127.0.0.1:33002"
+        assert "=http://127.0.0.1:33002/openai/v1\n" in shell.run("env", "openai", "-c", str(shell.file)).out
 
     def test_where_none_has_a_port_it_must_be_given(self, shell: Shell) -> None:
         shell.file.write_text(
             shell.file.read_text().replace("tcp:33001:interface=127.0.0.1", "unix:/tmp/a.sock")
         )
-        with pytest.raises(CommandError, match="give --url"):
-            proxy_url(shell.environ, str(shell.file))
+        assert "give --url" in shell.refused("env", "openai", "-c", str(shell.file))
+
+
+class TestUpstreams:
+    def test_lines_that_lead_nowhere_are_told_of(self, shell: Shell) -> None:
+        ran = shell.run("env", "aider", "-c", str(shell.file))
+        assert "ANTHROPIC_BASE_URL=http://127.0.0.1:33001/anthropic\n" in ran.out
+        assert ran.err == (
+            "llmproxy env: There is no upstream 'anthropic' in the configuration: the lines that name it lead nowhere.\n"
+        )
+
+    def test_a_tool_that_is_left_with_none_is_refused(self, shell: Shell) -> None:
+        error = shell.refused("env", "claude-code", "-c", str(shell.file))
+        assert "no upstream 'anthropic' in the configuration, and claude-code needs one" in error
+
+    @pytest.mark.parametrize("tool", ["openai", "codex", "llm"])
+    def test_of_those_that_are_there_nothing_is_told(self, shell: Shell, tool: str) -> None:
+        assert shell.run("env", tool, "-c", str(shell.file)).err == ""
+
+    def test_another_proxys_are_not_known(self, shell: Shell) -> None:
+        ran = shell.run("env", "claude-code", "-c", str(shell.file), "--url", URL)
+        assert (ran.status, ran.err) == (0, "")
 
 
 @pytest.mark.parametrize(

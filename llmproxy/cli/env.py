@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 from twisted.python import usage
@@ -18,8 +19,10 @@ from llmproxy import config, values
 from llmproxy.cli.command import Command, CommandError
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_UPSTREAMS = ("openai", "anthropic")
 # How tokens and keys begin: one that was given for a name must not get into the lines.
 _SECRET = re.compile(r"llmp_|sk[-_]", re.IGNORECASE)
+_DEFAULT = f"tcp:{config.DEFAULT_PORT}"
 _COLON = re.compile(r"(?<!\\):")  # in an endpoint description, a backslash keeps a colon from being one
 
 
@@ -34,6 +37,11 @@ class Tool:
 
     lines: str
     quote: Callable[[str], str] = shlex.quote
+
+    @property
+    def upstreams(self) -> list[str]:
+        """The names of the upstreams that the lines lead to."""
+        return [name for name in _UPSTREAMS if f"{{{name}" in self.lines]
 
 
 # A JSON string of ASCII is one in TOML, YAML, Python and JavaScript, too.
@@ -155,9 +163,21 @@ class Env(Command):
             )
 
     def run(self, environ: Mapping[str, str]) -> int:
-        """Print the lines."""
-        url = self["url"] or proxy_url(environ, self.config_file(environ))
-        print(lines_for(TOOLS[self.given], url, self["token-env"]), end="")
+        """Print the lines, and tell of those that lead nowhere, as far as that can be known here."""
+        tool, url, lacking = TOOLS[self.given], self["url"], set[str]()
+        if url is None:
+            known = _configuration(environ, self.config_file(environ))
+            url = proxy_url((_DEFAULT,) if known is None else known.listen)
+            if known is not None:
+                lacking = set(tool.upstreams) - {upstream.name for upstream in known.upstreams}
+        told = [f"There is no upstream {name!r} in the configuration" for name in sorted(lacking)]
+        if len(lacking) == len(tool.upstreams):
+            raise CommandError(
+                f"{'. '.join(told)}, and {self.given} needs one. --url says that another proxy is meant."
+            )
+        print(lines_for(tool, url, self["token-env"]), end="")
+        for sentence in told:
+            print(f"{self.line}: {sentence}: the lines that name it lead nowhere.", file=sys.stderr)
         return 0
 
 
@@ -176,19 +196,22 @@ def lines_for(tool: Tool, url: str, token_variable: str) -> str:
     )
 
 
-def proxy_url(environ: Mapping[str, str], file: str | None) -> str:
-    """The URL at which a proxy with this configuration is reached from its own machine.
-
-    Where there is no configuration here, which is so for most users of a proxy, its default port is meant.
-
-    :raise CommandError: where none can be told.
-    """
+def _configuration(environ: Mapping[str, str], file: str | None) -> config.Config | None:
+    """The configuration that is here, which for most users of a proxy is none."""
     try:
-        listen: tuple[str, ...] = config.load(environ, file).listen
+        return config.load(environ, file)
     except config.ConfigError:
         if file is not None:
             raise CommandError(f"{file} cannot be used, as llmproxy check tells; give --url.") from None
-        listen = (f"tcp:{config.DEFAULT_PORT}",)
+        return None
+
+
+def proxy_url(listen: Iterable[str]) -> str:
+    """The URL at which a proxy is reached from its own machine.
+
+    :param listen: its listeners, as descriptions of Twisted endpoints.
+    :raise CommandError: where none can be told.
+    """
     for description in listen:
         url = listener_url(description)
         if url is not None:
