@@ -17,6 +17,7 @@ import attrs
 from twisted.web.http_headers import Headers
 
 from llmproxy.config import Client, Credential, Place, token_digest
+from llmproxy.http.fields import fields_of
 
 # RFC 6750 section 2.1; the scheme is matched in any case (RFC 9110 section 11.1).
 _BEARER = re.compile(rb"bearer +(\S+)", re.IGNORECASE)
@@ -67,21 +68,19 @@ class Credentials:
         :param query: of the request target, as sent, without its question mark.
         :return: the caller, or ``None`` where no valid token was sent, or one that has expired.
         """
-        presented = {
-            match[1] if (match := _BEARER.fullmatch(value.strip())) else b""
-            for value in headers.getRawHeaders(b"authorization", ())
-        }
-        presented.update(value.strip() for value in headers.getRawHeaders(b"x-api-key", ()))
-        presented.update(
-            item.strip()[len(_BROWSER_TOKEN) :]
-            for value in headers.getRawHeaders(b"sec-websocket-protocol", ())
-            for item in value.split(b",")
-            if item.strip().startswith(_BROWSER_TOKEN)
-        )
+        fields = fields_of(headers).by_name()
+        presented = set[bytes]()
+        for value in fields.get(b"authorization", ()):
+            bearer = _BEARER.fullmatch(value.strip())
+            presented.add(b"" if bearer is None else bearer[1])
+        for value in fields.get(b"x-api-key", ()):
+            presented.add(value.strip())
+        for value in fields.get(b"sec-websocket-protocol", ()):
+            presented.update(_browser_tokens(value))
         if credential is not None:
             header, parameter = _own_places(credential)
             if header is not None:
-                presented.update(value.strip() for value in headers.getRawHeaders(header, ()))
+                presented.update(value.strip() for value in fields.get(header, ()))
             if parameter is not None and query:
                 presented.update(_values_of(parameter, query))
         if len(presented) != 1:
@@ -91,6 +90,13 @@ class Credentials:
         if client is None or (client.expires is not None and self._now() >= client.expires.timestamp()):
             return None
         return Caller(client, token)
+
+
+def _browser_tokens(protocols: bytes) -> Iterator[bytes]:
+    for protocol in protocols.split(b","):
+        name = protocol.strip()
+        if name.startswith(_BROWSER_TOKEN):
+            yield name[len(_BROWSER_TOKEN) :]
 
 
 def has_own_place(credential: Credential) -> bool:

@@ -56,9 +56,10 @@ class Relay(Protocol):
         self.sent = 0
 
     def connectionMade(self) -> None:
-        """Let the client's connection set the pace."""
-        self._wait(self._idle_timeout)
-        self._request.registerProducer(self, True)
+        """Let the client's connection set the pace, where more is to come."""
+        if not self._response.whole:
+            self._wait(self._idle_timeout)
+            self._request.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
         """Write a chunk on."""
@@ -73,7 +74,7 @@ class Relay(Protocol):
         if self._ended:
             return
         # PotentialDataLoss: a body without a length, which the close of the connection ended (RFC 9112 section 6.3, rule 8).
-        if reason.check(ResponseDone, PotentialDataLoss):
+        if isinstance(reason.value, (ResponseDone, PotentialDataLoss)):
             self._request.unregisterProducer()
             self._request.responseTrailers = self._response.trailers
             self._request.finish()

@@ -13,7 +13,7 @@ things undo that, and nothing else in this package knows of them:
 from __future__ import annotations
 
 from http.cookiejar import Cookie
-from typing import Any, AnyStr, cast
+from typing import Any, AnyStr
 
 import attrs
 from hyperlink import EncodedURL
@@ -38,7 +38,7 @@ class TransparentClient:
     """
 
     def __init__(self, agent: IAgent, reactor: IReactorTime) -> None:
-        self._reactor = reactor
+        self._reactor: Any = reactor  # treq takes it for more than it uses
         self._cookies = _NoCookies()
         self._treq = HTTPClient(
             _UnveilingAgent(agent), self._cookies, data_to_body_producer=lambda body: body
@@ -49,12 +49,13 @@ class TransparentClient:
         method: bytes,
         url: bytes,
         headers: Fields,
-        body: IBodyProducer | None,
+        body: Any,
         informational: Informational | None = None,
     ) -> Deferred[IAbortableResponse]:
         """Send one request.
 
         :param url: the absolute URL; the bytes from its path on are the request target.
+        :param body: an ``IBodyProducer``, or ``None``.
         :param informational: called with status, reason phrase and fields of each interim response.
         :return: fires with the response as soon as its headers are there, or fails as the agent does. Cancelling it drops the
             request.
@@ -64,11 +65,11 @@ class TransparentClient:
             "GET",  # the sealed one counts: treq would upper-case it (RFC 9110 section 9.1: methods are case-sensitive)
             _ANY_URL,
             headers=sealed,
-            data=cast(Any, body),
+            data=body,
             cookies=self._cookies,  # a jar is taken as it is; without one, treq makes one for each request
             allow_redirects=False,
             unbuffered=True,
-            reactor=cast(Any, self._reactor),
+            reactor=self._reactor,
         )
         return answered.addCallback(_unveiled)
 
@@ -141,6 +142,10 @@ class _Sealed(_NoHeaders):
         self.url = url
         self.headers = headers
 
+    def hasHeader(self, name: AnyStr) -> bool:
+        """All are here that are to go out, ``Cookie`` too: so treq looks for none."""
+        return True
+
     def copy(self) -> _Sealed:
         """What treq's layers edit, to no effect: it still knows what was sealed."""
         return self
@@ -167,6 +172,6 @@ class _UnveilingAgent:
         headers: Headers | None = None,
         bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
-        sealed = cast(_Sealed, headers)
+        sealed: Any = headers
         answered: Deferred[Any] = self._agent.request(sealed.method, sealed.url, sealed.headers, bodyProducer)
         return answered.addCallback(_Veil)

@@ -273,6 +273,7 @@ class UpstreamResponse:
     request = None
     previousResponse = None
     reused = False
+    whole = False
 
     def __init__(self, clock: Clock, code: int, phrase: bytes, headers: Headers, length: object) -> None:
         self._clock = clock

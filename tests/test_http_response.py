@@ -34,6 +34,23 @@ def test_it_comes_of_no_redirect(upstream: Upstream) -> None:
     assert response.previousResponse is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        (HEAD + b"0123456789", True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", True),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", True),
+        (HEAD, False),
+        (HEAD + b"012345678", False),
+        (CLOSE_DELIMITED + b"0123456789", False),
+    ],
+)
+def test_it_is_told_whether_all_of_it_came_with_its_headers(
+    upstream: Upstream, answer: bytes, whole: bool
+) -> None:
+    assert upstream.exchange(answer).whole is whole
+
+
 class TestDelivery:
     def test_what_came_before_there_was_a_reader_is_delivered_first(self, upstream: Upstream) -> None:
         response = upstream.exchange(HEAD + b"01")

@@ -147,6 +147,20 @@ class TestBackpressure:
         client.read_on()
         assert not upstream.paused
 
+    def test_one_that_is_all_here_already_waits_for_no_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(UpstreamResponse, "whole", True)
+        proxy = Proxy()
+        client = proxy.ask(b"/openai/v1/x")
+        client.stop_reading()
+        upstream = proxy.agent.only.answer(headers=LENGTH_10)
+        upstream.chunk(b"0123456789")
+        upstream.end()
+        assert not upstream.paused
+        assert client.response().body == b"0123456789"
+        client.read_on()
+        assert client.ending == "open"
+        assert [exchange.ending for exchange in proxy.exchanges] == [Ending.COMPLETED]
+
     def test_bytes_that_come_in_spite_of_a_pause_are_not_lost(self) -> None:
         relayed = Relayed()
         relayed.client.stop_reading()

@@ -187,7 +187,7 @@ class UpstreamConnection(Protocol):
             elif self._answer is not None:
                 self.state = _RECEIVING
                 answer, self._answer = self._answer, None
-                response.answer(answer, reader.take())
+                response.answer(answer, reader.take(), reader.complete)
             elif reader.chunks:
                 response.deliver(reader.chunks.pop() if len(reader.chunks) == 1 else reader.take())
         except Exception as error:

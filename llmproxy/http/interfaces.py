@@ -67,6 +67,7 @@ class IAbortableResponse(IResponse):
 
     trailers: Headers | None = Attribute("Fields that followed a chunked body; known when the body is over.")
     reused: bool = Attribute("The connection had carried another exchange before.")
+    whole: bool = Attribute("All of the body came with the headers: nobody needs to set its pace.")
 
     def switchProtocols(protocol: IProtocol) -> None:
         """Hand the connection of a response with status 101 over, with whatever the upstream sent behind its headers."""

@@ -31,6 +31,7 @@ class Response:
     version = (b"HTTP", 1, 1)
     request = None
     previousResponse = None
+    whole = False
 
     def __init__(
         self, connection: UpstreamConnection, code: int, phrase: bytes, headers: Fields, length: Any
@@ -72,8 +73,9 @@ class Response:
         """See :class:`~llmproxy.http.interfaces.IAbortableResponse`."""
         self._connection.handOver(protocol)
 
-    def answer(self, answer: Deferred[Response], data: bytes) -> None:
-        """Answer a request with this, of whose body the first bytes may be here."""
+    def answer(self, answer: Deferred[Response], data: bytes, whole: bool) -> None:
+        """Answer a request with this, of whose body the first bytes may be here, or all."""
+        self.whole = whole
         if data:
             self._held.append(data)
         answer.callback(self)
