@@ -11,14 +11,13 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import attrs
 from twisted.logger import Logger
 
 from llmproxy.exchange import Exchange
 from llmproxy.logs import rfc3339
-from llmproxy.usage.model import Reading, Usage
+from llmproxy.usage.model import COUNTS, Reading
 
-_USAGE = tuple(field.name for field in attrs.fields(Usage))
+_USAGE = (*COUNTS, "server_tool_uses", "billable")
 # What of it is told to people, and in which words.
 _SHOWN = {
     "input_tokens": "in",

@@ -18,11 +18,12 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import attrs
 from twisted.logger import Logger
 
 from llmproxy.config import PriceOverride
 from llmproxy.exchange import Exchange
-from llmproxy.usage.model import Usage
+from llmproxy.usage.model import Part, Reading, Usage
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, PriceContext, Provider, TieredPrices
@@ -52,6 +53,8 @@ _TOOL_RATES = {
     "web_fetch_requests": "",
     "web_search_requests": "web_searches_kcount",
 }
+# https://platform.claude.com/docs/en/manage-claude/data-residency: of all tokens, and not of tools.
+_US_ONLY = Decimal("1.1")
 # What may be the price of each kind of tokens, best first. What has none of its own is paid as what it is a part of: sound and
 # images as other tokens, and so is what was read from a cache. Writing to one costs more than other input, so it needs its own.
 _PRICES = (
@@ -83,7 +86,9 @@ class PriceBook:
         from genai_prices.data_snapshot import get_snapshot
 
         self._snapshot = get_snapshot()
-        self._overrides = tuple(overrides)
+        self._overrides = tuple(
+            attrs.evolve(override, service_tier=_tier(override.service_tier)) for override in overrides
+        )
         self._providers = {upstream: self._provider(url) for upstream, url in base_urls.items()}
         self._rates = lru_cache(_LARGEST_CACHE)(self._find_rates)
         self._said: set[tuple[str, str, str | None]] = set()
@@ -97,15 +102,23 @@ class PriceBook:
             return 0
         if reading.outcome != "complete":
             return None
-        rates = self._rates(
-            exchange.upstream,
-            reading.model,
-            exchange.asked_model,
-            reading.service_tier,
-            exchange.begun_ns // _MINUTE,
-        )
-        total = None if rates is None else price(reading.usage, rates)
-        return None if total is None else round(total)
+        if not reading.parts:
+            total = self._cost(exchange, reading, exchange.asked_model)
+            return None if total is None else round(total)
+        costs = [
+            # Of others it was not asked for.
+            self._cost(exchange, part, exchange.asked_model if part.model == reading.model else None)
+            for part in reading.parts
+        ]
+        known = [cost for cost in costs if cost is not None]
+        return round(sum(known, Decimal(0))) if len(known) == len(costs) else None
+
+    def _cost(self, exchange: Exchange, part: Part | Reading, asked: str | None) -> Decimal | None:
+        if part.usage is None:
+            return None
+        minute = exchange.begun_ns // _MINUTE
+        rates = self._rates(exchange.upstream, part.model, asked, part.service_tier, minute)
+        return None if rates is None else price(part.usage, rates)
 
     def _find_rates(
         self, upstream: str, answered: str | None, asked: str | None, service_tier: str | None, minute: int
@@ -113,9 +126,7 @@ class PriceBook:
         names = [name for name in (answered, asked) if name]
         if not names:
             return None
-        tier: str | None = (service_tier or "").lower()
-        if tier in _STANDARD_TIERS:
-            tier = None
+        tier = _tier(service_tier)
         at = datetime.fromtimestamp(minute * 60, timezone.utc)
         found = self._listed(upstream, names[0], tier, at)
         for override in self._overrides:
@@ -164,6 +175,12 @@ class PriceBook:
         )
 
 
+def _tier(name: str | None) -> str | None:
+    """A service tier by its name in an answer; ``None`` for the one that list prices are for."""
+    tier = (name or "").lower()
+    return None if tier in _STANDARD_TIERS else tier
+
+
 def _speaks_of(override: PriceOverride, names: Sequence[str], tier: str | None) -> bool:
     """Tell whether one of a model's names, at a service tier, is meant."""
     return override.service_tier == tier and any(fnmatchcase(name, override.model) for name in names)
@@ -189,11 +206,13 @@ class Rates:
     :param rates: by the names that ``genai-prices`` gives them: per million tokens, or per thousand uses of a tool.
     """
 
-    __slots__ = ("by_name", "of_tokens", "reasoning_apart")
+    __slots__ = ("by_name", "of_request", "of_tokens", "reasoning_apart", "video_apart")
 
     def __init__(self, rates: Mapping[str, Rate | None]) -> None:
         self.by_name = rates
         self.of_tokens = tuple(_first(rates, names) for names in _PRICES)
+        self.of_request = rates.get("requests_kcount")
+        self.video_apart = _first(rates, ("input_video_mtok", "output_video_mtok")) is not None
         self.reasoning_apart = rates.get("output_reasoning_mtok") is not None
 
 
@@ -203,6 +222,8 @@ def price(usage: Usage, rates: Rates) -> Decimal | None:
     :return: ``None`` where a number or a price that matters is unknown.
     """
     put_in, made = usage.input_tokens, usage.output_tokens
+    if usage.more or (usage.video and rates.video_apart):
+        return None
     if put_in is None or (made is None and rates.by_name.get("output_mtok") is not None):
         return None
     read, audio_read = usage.cache_read_tokens or 0, usage.cached_audio_tokens or 0
@@ -228,6 +249,10 @@ def price(usage: Usage, rates: Rates) -> Decimal | None:
         if not isinstance(rate, Decimal):
             rate = _at_length(rate, put_in + read + written + written_1h)
         total += count * rate
+    if usage.us_only:
+        total *= _US_ONLY
+    if isinstance(rates.of_request, Decimal):
+        total += rates.of_request * 1000  # USD per thousand, in micro-dollars for one
     if not usage.server_tool_uses:
         return total
     tools = _tools(usage.server_tool_uses, rates.by_name)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from llmproxy.config import PriceOverride
 from llmproxy.prices import PriceBook, Rates, price
-from llmproxy.usage.model import Usage
+from llmproxy.usage.model import Part, Usage
 from tests.ledger_support import Lines, exchange, lines, reading
 
 __all__ = ["lines"]  # a fixture
@@ -224,6 +224,40 @@ class TestUnknown:
         assert len([line for line in lines() if "No price" in line]) == 1000
 
 
+class TestParts:
+    ONE = Usage(input_tokens=1000, output_tokens=0)
+
+    def test_each_is_priced_by_itself(self) -> None:
+        book = PriceBook([PriceOverride("dear", input=100 * ONE), PriceOverride("cheap", input=ONE)])
+        parts = [Part("dear", None, self.ONE), Part("cheap", None, self.ONE)]
+        assert cost(book, self.ONE + self.ONE, "cheap", "gateway", parts=parts) == 101_000
+
+    def test_each_has_its_own_tier(self, book: PriceBook) -> None:
+        parts = [Part("gpt-4.1", tier, self.ONE) for tier in (None, "priority")]
+        assert cost(book, self.ONE + self.ONE, "gpt-4.1", "openai", parts=parts) == 2000 + 3500
+
+    def test_the_length_of_a_context_is_that_of_each(self, book: PriceBook) -> None:
+        long = Usage(input_tokens=150_000, output_tokens=0)
+        assert (
+            cost(book, long + long, "claude-sonnet-4-5", parts=[Part("claude-sonnet-4-5", None, long)] * 2)
+            == 900_000
+        )
+
+    def test_one_that_is_unknown_makes_all_of_it_unknown(self, book: PriceBook) -> None:
+        parts = [Part(SONNET, None, self.ONE), Part(SONNET, None, None)]
+        assert cost(book, self.ONE, parts=parts) is None
+
+    def test_the_name_that_was_asked_for_stands_for_the_model_that_answered_alone(self) -> None:
+        book = PriceBook([PriceOverride("ours", input=ONE), PriceOverride("advisor", input=5 * ONE)])
+        parts = [Part("m", None, self.ONE), Part("advisor", None, self.ONE)]
+        assert cost(book, self.ONE, "m", "gateway", parts=parts, asked_model="ours") == 6000
+
+    def test_they_are_rounded_together(self) -> None:
+        book = PriceBook([PriceOverride("*", input=Decimal("0.3"))])
+        part = Part("m", None, Usage(input_tokens=1, output_tokens=0))
+        assert cost(book, self.ONE, "m", "gateway", parts=[part] * 5) == 2
+
+
 class TestOverrides:
     USAGE = Usage(input_tokens=1000, output_tokens=1000)
 
@@ -276,12 +310,32 @@ class TestOverrides:
         assert cost(book, self.USAGE) == 18_000
         assert cost(book, self.USAGE, service_tier="priority") == 2000
 
+    @pytest.mark.parametrize("name", ["default", "standard", "auto", "Default"])
+    def test_the_usual_tier_may_be_called_by_its_name(self, name: str) -> None:
+        prices = PriceOverride("claude-*", service_tier=name, input=ONE, output=ONE)
+        book = PriceBook([prices], BASE_URLS)
+        assert cost(book, self.USAGE, service_tier="standard") == cost(book, self.USAGE) == 2000
+
 
 def total(usage: Usage, **rates: Decimal) -> Decimal | None:
     return price(usage, Rates({**RATES, **rates}))
 
 
 class TestSum:
+    def test_what_is_billed_beyond_it_makes_the_cost_unknown(self) -> None:
+        assert total(Usage(1, 1, more=True)) is None
+
+    def test_video_is_paid_as_other_tokens_unless_it_has_a_price(self) -> None:
+        assert total(Usage(1, 1, video=True)) == 11
+        assert total(Usage(1, 1, video=True), input_video_mtok=ONE) is None
+
+    def test_within_the_us_tokens_cost_a_tenth_more_and_tools_do_not(self) -> None:
+        usage = Usage(100, 0, server_tool_uses={"web_search_requests": 1}, us_only=True)
+        assert total(usage, web_searches_kcount=10 * ONE) == 110 + 10_000
+
+    def test_a_request_may_have_a_price_of_its_own(self) -> None:
+        assert total(Usage(1, 1), requests_kcount=12 * ONE) == 11 + 12_000
+
     def test_a_half_is_rounded_to_the_even_neighbour(self) -> None:
         book = PriceBook([PriceOverride("*", input=Decimal("0.5"), output=ONE)])
         costs = [cost(book, Usage(input_tokens=count, output_tokens=0)) for count in (1, 2, 3, 5)]

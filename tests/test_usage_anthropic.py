@@ -146,9 +146,44 @@ def test_what_a_compaction_took_is_added() -> None:
         {"type": "message", "input_tokens": 12, "output_tokens": 60},
     ]
     usage = {"input_tokens": 12, "output_tokens": 60, "iterations": iterations}
-    assert whole(message(usage=usage)).usage == Usage(
-        input_tokens=912, output_tokens=140, cache_read_tokens=5
-    )
+    reading = whole(message(usage=usage))
+    assert reading.usage == Usage(input_tokens=912, output_tokens=140, cache_read_tokens=5)
+    assert [part.usage for part in reading.parts] == [Usage(12, 60), Usage(900, 80, 5)]
+    assert {part.model for part in reading.parts} == {reading.model}
+
+
+def test_an_advisor_is_a_model_of_its_own() -> None:
+    advisor = {"type": "advisor_message", "model": "claude-opus-4-6", "input_tokens": 8, "output_tokens": 6}
+    usage = {"input_tokens": 1, "output_tokens": 1, "iterations": [advisor]}
+    reading = whole(message(usage=usage))
+    assert reading.usage == Usage(9, 7)
+    assert [(part.model, part.usage) for part in reading.parts] == [
+        (reading.model, Usage(1, 1)),
+        ("claude-opus-4-6", Usage(8, 6)),
+    ]
+
+
+def test_what_is_billed_in_another_way_that_is_not_known_yet_is_a_part_that_is_unknown() -> None:
+    usage = {"input_tokens": 1, "output_tokens": 1, "iterations": [{"type": "new", "input_tokens": 5}]}
+    reading = whole(message(usage=usage))
+    assert reading.usage == Usage(1, 1)
+    assert reading.parts[1].usage is None
+
+
+@pytest.mark.parametrize("kind", ["message", "fallback_message"])
+def test_an_iteration_that_is_in_the_totals_is_not_added(kind: str) -> None:
+    usage = {"input_tokens": 1, "output_tokens": 1, "iterations": [{"type": kind, "input_tokens": 1}] * 2}
+    reading = whole(message(usage=usage))
+    assert (reading.usage, reading.parts) == (Usage(1, 1), ())
+
+
+@pytest.mark.parametrize(
+    ("geo", "us_only"), [("us", True), ("global", False), ("not_available", False), (None, False)]
+)
+def test_what_was_kept_within_the_us_is_told(geo: str | None, us_only: bool) -> None:
+    usage = streamed(start(input_tokens=1, inference_geo=geo), delta(output_tokens=1), STOP).usage
+    assert usage is not None
+    assert usage.us_only is us_only
 
 
 @pytest.mark.parametrize(

@@ -109,12 +109,30 @@ def test_counted_tokens_cost_nothing() -> None:
     assert whole({"totalTokens": 31}).usage == Usage(input_tokens=31, billable=False)
 
 
-def test_searches_are_counted() -> None:
+@pytest.mark.parametrize(
+    ("model", "queries", "searches"),
+    [
+        ("gemini-3-pro", ["a", "", "b"], 2),
+        ("gemini-2.5-flash", ["a", "b", "c"], 1),
+        ("gemini-2.5-pro", [""], None),
+    ],
+)
+def test_searches_that_are_paid_for_are_counted(model: str, queries: list[str], searches: int | None) -> None:
     body = piece(reason="STOP", counts={"promptTokenCount": 1, "candidatesTokenCount": 2})
-    body["candidates"][0]["groundingMetadata"] = {"webSearchQueries": ["a", "b"]}
-    assert whole(body).usage == Usage(
-        input_tokens=1, output_tokens=2, server_tool_uses={"web_search_requests": 2}
-    )
+    body["modelVersion"] = model
+    body["candidates"][0]["groundingMetadata"] = {"webSearchQueries": queries}
+    uses = None if searches is None else {"web_search_requests": searches}
+    assert whole(body).usage == Usage(input_tokens=1, output_tokens=2, server_tool_uses=uses)
+
+
+@pytest.mark.parametrize("details", ["promptTokensDetails", "candidatesTokensDetails"])
+def test_that_there_was_video_is_told(details: str) -> None:
+    counts = {
+        "promptTokenCount": 9,
+        "candidatesTokenCount": 2,
+        details: [{"modality": "VIDEO", "tokenCount": 5}],
+    }
+    assert whole(piece(reason="STOP", counts=counts)).usage == Usage(9, 2, video=True)
 
 
 def test_a_prompt_that_was_blocked_tells_why() -> None:

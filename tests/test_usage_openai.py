@@ -230,6 +230,51 @@ def test_searches_that_are_billed_are_those_that_are_told() -> None:
     assert usage.server_tool_uses == {"web_search_requests": 1}
 
 
+def test_to_open_a_page_is_no_search() -> None:
+    actions = [{"type": kind} for kind in ("search", "open_page", "find_in_page")] + [None]
+    output = [{"type": "web_search_call", "action": action} for action in actions]
+    usage = whole(response(output=output)).usage
+    assert usage is not None
+    assert usage.server_tool_uses == {"web_search_requests": 2}
+
+
+def test_images_that_are_told_by_their_tokens_are_runs_of_a_tool() -> None:
+    usage = whole(response(tool_usage={"image_gen": {"total_tokens": 1400}})).usage
+    assert usage is not None
+    assert usage.server_tool_uses == {"image_generation_requests": 1}
+
+
+@pytest.mark.parametrize(
+    ("told", "more"),
+    [
+        ({}, True),
+        ({"service_tier": "priority"}, True),
+        ({"tool_usage": {"web_search": {"num_requests": 2}}}, True),
+        ({"service_tier": "priority", "tool_usage": {"web_search": {"num_requests": 2}}}, False),
+    ],
+)
+def test_a_response_whose_middle_was_not_read_may_cost_more(told: dict[str, Any], more: bool) -> None:
+    items = [{"type": "image_generation_call", "result": "A" * 200_000}]
+    body = {**response(output=items), **told}
+    if "service_tier" not in told:
+        body.pop("service_tier", None)
+    body["usage"] = body.pop("usage")  # it comes last
+    usage = whole(body).usage
+    assert usage is not None
+    assert usage.more is more
+
+
+@pytest.mark.parametrize("model", ["gpt-4o-search-preview", "gpt-5-search-api"])
+def test_a_model_that_searches_for_each_request_costs_more_than_its_tokens(model: str) -> None:
+    usage = whole({"model": model, "usage": {"prompt_tokens": 1, "completion_tokens": 1}}).usage
+    assert usage == Usage(1, 1, more=True)
+
+
+def test_thoughts_that_only_the_total_has_are_output() -> None:
+    told = {"prompt_tokens": 20, "completion_tokens": 424, "total_tokens": 1016}
+    assert whole({"model": "gemini-3-pro", "usage": told}).usage == Usage(20, 996)
+
+
 def test_runs_of_tools_without_tokens_are_no_usage() -> None:
     assert whole(response(usage=None, output=[{"type": "web_search_call"}])).source == "absent"
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.config.credential import Family
 from llmproxy.usage import Reading, Tap, Usage, tap_for_socket
+from llmproxy.usage.model import Part
 from llmproxy.usage.realtime import Messages
 from llmproxy.usage.sse import LIMIT
 from tests.usage_support import Watched, dumped, read
@@ -76,16 +78,18 @@ def test_the_turns_of_a_realtime_session_are_summed() -> None:
         usage=TURN + TURN,
         source="reported",
         outcome="complete",
+        parts=(Part("gpt-realtime", None, TURN),) * 2,
     )
     assert reading.usage is not None
     assert reading.usage.input_audio_tokens == 100
 
 
-def test_the_turns_of_a_socket_for_responses_are_summed() -> None:
-    def response(kind: str, name: str, status: str, **usage: int) -> dict[str, Any]:
-        body = {"id": name, "object": "response", "model": "gpt-5", "status": status, "usage": usage or None}
-        return {"type": kind, "response": body}
+def response(kind: str, name: str, status: str, **usage: int) -> dict[str, Any]:
+    body = {"id": name, "object": "response", "model": "gpt-5", "status": status, "usage": usage or None}
+    return {"type": kind, "response": body}
 
+
+def test_the_turns_of_a_socket_for_responses_are_summed() -> None:
     reading = told(
         response("response.created", "r1", "in_progress"),
         response("response.completed", "r1", "completed", input_tokens=5, output_tokens=1),
@@ -94,6 +98,43 @@ def test_the_turns_of_a_socket_for_responses_are_summed() -> None:
     )
     assert (reading.model, reading.response_id, reading.stop_reason) == ("gpt-5", "r2", "incomplete")
     assert (reading.usage, reading.outcome) == (Usage(input_tokens=12, output_tokens=3), "complete")
+
+
+def test_each_turn_is_told_with_its_own_model_and_tier() -> None:
+    first = response("response.completed", "r1", "completed", input_tokens=5)
+    first["response"] |= {"model": "gpt-5-pro", "service_tier": "priority"}
+    second = response("response.completed", "r2", "completed", input_tokens=7)
+    assert told(first, second).parts == (
+        Part("gpt-5-pro", "priority", Usage(input_tokens=5)),
+        Part("gpt-5", None, Usage(input_tokens=7)),
+    )
+    assert told(first).parts == ()
+
+
+def test_a_turn_that_failed_has_a_part_that_is_unknown_whatever_follows() -> None:
+    failed = response("response.failed", "r1", "failed")
+    reading = told(failed, response("response.completed", "r2", "completed", input_tokens=7))
+    assert reading.outcome == "complete"
+    assert reading.parts == (Part("gpt-5", None, None), Part("gpt-5", None, Usage(input_tokens=7)))
+
+
+def test_turns_may_run_at_the_same_time() -> None:
+    def begun(name: str) -> dict[str, Any]:
+        return response("response.created", name, "in_progress")
+
+    a, b = (response("response.completed", name, "completed", input_tokens=5) for name in "ab")
+    reading = told(begun("a"), begun("b"), DELTA, a, DELTA)
+    assert (reading.outcome, reading.response_id, reading.usage) == ("cut", "b", Usage(input_tokens=5))
+    reading = told(begun("a"), begun("b"), DELTA, b, DELTA, a)
+    assert (reading.outcome, reading.usage) == ("complete", Usage(input_tokens=10))
+    assert len(reading.parts) == 2
+
+
+def test_what_so_many_turns_cost_is_not_known_but_their_usage_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmproxy.usage.realtime._MOST_PARTS", 2)
+    reading = told(*(response("response.completed", name, "completed", input_tokens=5) for name in "abc"))
+    assert reading.usage == Usage(input_tokens=15)
+    assert [part.usage for part in reading.parts] == [Usage(input_tokens=5), None]
 
 
 def test_a_socket_that_was_left_in_a_turn_is_cut_and_keeps_the_turns_before() -> None:
@@ -125,7 +166,11 @@ def test_the_transcript_of_what_was_said_is_another_models_and_not_counted() -> 
         "type": "conversation.item.input_audio_transcription.completed",
         "usage": {"type": "tokens", "input_tokens": 9, "output_tokens": 9, "total_tokens": 18},
     }
-    assert told(SESSION, transcript, created("resp_1"), done("resp_1"), transcript).usage == TURN
+    reading = told(SESSION, transcript, created("resp_1"), done("resp_1"), transcript)
+    assert reading.usage == TURN
+    assert (
+        reading.parts[0] == reading.parts[2] == Part(None, None, None)
+    )  # so what all of it costs is not known
 
 
 def test_a_session_without_a_turn_used_nothing_that_is_known() -> None:

@@ -190,6 +190,28 @@ def test_nothing_else_is_tapped(kind: bytes) -> None:
     assert tap_for(Family.OPENAI, b"/v1/audio/speech", kind, b"") is None
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/v1/files",
+        b"/upload/v1beta/files",
+        b"/v1/uploads/up_1/complete",
+        b"/v1/moderations",
+        b"/v1/chat/completions/chatcmpl-1",
+        b"/v1/responses/resp_1/cancel",
+        b"/v1/messages/batches/b1/cancel",
+    ],
+)
+def test_what_is_posted_for_nothing_is_free_whatever_it_shows(path: bytes) -> None:
+    reading = read(tapped(Family.OPENAI, path=path), dumped(CHAT_JSON))
+    assert (reading.source, reading.usage) == ("free", Usage(billable=False))
+
+
+@pytest.mark.parametrize("path", [b"/v1/batches", b"/v1/responses/compact", b"/v1/images/generations"])
+def test_what_is_not_known_to_be_free_is_not(path: bytes) -> None:
+    assert read(tapped(Family.OPENAI, path=path), dumped(CHAT_JSON)).usage == openai.CHAT_READ
+
+
 def test_an_upstream_of_no_family_is_not_tapped() -> None:
     assert tap_for(Family.NONE, b"/v1/chat/completions", JSON, b"") is None
 

@@ -7,11 +7,17 @@ not null counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llmproxy.usage.fields import Document, count, part, parts, text
-from llmproxy.usage.model import Usage
+from llmproxy.usage.model import Part, Usage
 from llmproxy.usage.reader import Event, Reader, error_type
+
+# The types of iterations, each a run of a model: those that the totals are of, and those that are billed beside them.
+# https://platform.claude.com/docs/en/build-with-claude/compaction and .../agents-and-tools/tool-use/advisor-tool
+_IN_TOTALS = ("message", "fallback_message")
+_BESIDE_TOTALS = ("compaction", "advisor_message")
 
 
 class AnthropicReader(Reader):
@@ -60,10 +66,33 @@ class AnthropicReader(Reader):
 
     def usage(self) -> Usage | None:
         """What was told of each field last."""
-        usage = usage_of(self._usage)
+        usage = _tokens(self._usage)
+        for ran in self._beside():
+            if ran.usage is not None:
+                usage += ran.usage
         if usage.known:
             return usage
         return None if self._counted is None else Usage(input_tokens=self._counted, billable=False)
+
+    def parts(self) -> Sequence[Part]:
+        """The runs of models that it took, where that is more than one."""
+        beside = self._beside()
+        return (Part(self.model, self.service_tier, _tokens(self._usage)), *beside) if beside else ()
+
+    def _beside(self) -> list[Part]:
+        """What was run beside what the totals are of: they are of the model that answers, and of each of its turns."""
+        return [
+            self._run(iteration)
+            for iteration in parts(self._usage.get("iterations"))
+            if iteration.get("type") not in _IN_TOTALS
+        ]
+
+    def _run(self, iteration: Document) -> Part:
+        kind = iteration.get("type")
+        own = self.model if kind == "compaction" else None
+        model = text(iteration.get("model")) or own
+        usage = _tokens({"inference_geo": self._usage.get("inference_geo"), **iteration})
+        return Part(model, self.service_tier, usage if kind in _BESIDE_TOTALS else None)
 
     def _take_message(self, message: Document) -> None:
         usage = part(message.get("usage"))
@@ -80,17 +109,8 @@ class AnthropicReader(Reader):
         self.service_tier = fast or self.service_tier or text(usage.get("service_tier"))
 
 
-def usage_of(usage: Document) -> Usage:
-    """Read a ``usage``."""
-    own = _tokens(usage)
-    # What a context's compaction took is told beside the totals, and billed.
-    for iteration in parts(usage.get("iterations")):
-        if iteration.get("type") == "compaction":
-            own += _tokens(iteration)
-    return own
-
-
 def _tokens(usage: Document) -> Usage:
+    """Read a ``usage``, or what is told of one of its iterations."""
     split = part(usage.get("cache_creation"))
     short, long = count(split.get("ephemeral_5m_input_tokens")), count(split.get("ephemeral_1h_input_tokens"))
     written = count(usage.get("cache_creation_input_tokens"))
@@ -106,6 +126,7 @@ def _tokens(usage: Document) -> Usage:
         cache_write_1h_tokens=long,
         reasoning_tokens=count(part(usage.get("output_tokens_details")).get("thinking_tokens")),
         server_tool_uses={name: number for name, number in uses.items() if number} or None,
+        us_only=usage.get("inference_geo") == "us",
     )
 
 

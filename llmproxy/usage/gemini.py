@@ -12,6 +12,10 @@ from llmproxy.usage.fields import Document, count, part, parts, text
 from llmproxy.usage.model import Usage
 from llmproxy.usage.reader import Event, Reader, error_type
 
+# Their searches are paid for once for a prompt, and those of later models each.
+# https://ai.google.dev/gemini-api/docs/google-search#pricing
+_PAID_BY_PROMPT = ("gemini-1", "gemini-2")
+
 
 class GeminiReader(Reader):
     """Reads Gemini's answers."""
@@ -67,7 +71,9 @@ class GeminiReader(Reader):
             if part(candidate.get("content")).get("parts"):
                 self.first_token = True
             queries = part(candidate.get("groundingMetadata")).get("webSearchQueries")
-            searches += len(queries) if isinstance(queries, list) else 0
+            searches += len(list(filter(None, queries))) if isinstance(queries, list) else 0
+        if searches and self.model is not None and self.model.startswith(_PAID_BY_PROMPT):
+            searches = 1
         self._searches = max(self._searches, searches)
         self._take_usage(document)
 
@@ -103,6 +109,7 @@ def usage_of(counts: Document) -> Usage:
         cached_audio_tokens=cache.get("AUDIO"),
         input_image_tokens=_fresh(read, cache, "IMAGE"),
         output_image_tokens=out.get("IMAGE"),
+        video=bool(read.get("VIDEO") or out.get("VIDEO")),
     )
 
 

@@ -44,6 +44,7 @@ class JSONBody(Body):
         held = b"".join(self._pieces)
         reader = self._make_reader()
         if self._start:
+            reader.cut = True
             reader.answer({**members_at_start(self._start), **members_at_end(held[-END:])})
             unseen = reader.usage() is None and whole
             return reader.reading(whole, "too_large" if unseen else None)

@@ -5,14 +5,14 @@ What a provider did not say is ``None``, never 0: a bill of which a part is unkn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
 
 # Where the usage of an exchange comes from: the provider said it; it did not; the answer was too large, or not readable, to be
-# accounted; or ("none") nobody looked, as there is nothing to be read in such an answer.
-Source = Literal["reported", "absent", "too_large", "undecodable", "none"]
+# accounted; such a request costs nothing; or ("none") nobody looked, as there is nothing to be read in such an answer.
+Source = Literal["reported", "absent", "too_large", "undecodable", "free", "none"]
 
 # How an answer ended: with what its API ends an answer with; before that; or with an error, be it one after a status of 200.
 Outcome = Literal["complete", "cut", "failed"]
@@ -37,6 +37,9 @@ class Usage:
     :ivar cached_audio_tokens: part of ``cache_read_tokens``.
     :ivar server_tool_uses: how often the provider's own tools were run, by names such as ``web_search_requests``.
     :ivar billable: it costs something; counting tokens beforehand does not.
+    :ivar us_only: it was kept within the US, for which Anthropic has a surcharge.
+    :ivar video: some of the tokens are of video; how many is not told here.
+    :ivar more: something is billed beyond what is told here, so that what it costs is not known.
     """
 
     input_tokens: int | None = None
@@ -52,6 +55,9 @@ class Usage:
     output_image_tokens: int | None = None
     server_tool_uses: Mapping[str, int] | None = None
     billable: bool = True
+    us_only: bool = False
+    video: bool = False
+    more: bool = False
 
     @property
     def known(self) -> bool:
@@ -71,13 +77,35 @@ class Usage:
             sums["server_tool_uses"] = {
                 name: mine.get(name, 0) + its.get(name, 0) for name in {**mine, **its}
             }
-        return Usage(**sums, billable=self.billable or other.billable)
+        return Usage(
+            **sums,
+            billable=self.billable or other.billable,
+            us_only=self.us_only or other.us_only,
+            video=self.video or other.video,
+            more=self.more or other.more,
+        )
 
 
 # The names of the fields that are numbers of tokens.
 COUNTS = tuple(
-    field.name for field in attrs.fields(Usage) if field.name not in ("server_tool_uses", "billable")
+    field.name
+    for field in attrs.fields(Usage)
+    if field.name not in ("server_tool_uses", "billable", "us_only", "video", "more")
 )
+
+
+@attrs.define
+class Part:
+    """One of several runs of models that an answer took, each of which is billed by itself.
+
+    :ivar model: that ran, as the provider named it.
+    :ivar service_tier: in the provider's word.
+    :ivar usage: ``None`` where it is not known.
+    """
+
+    model: str | None
+    service_tier: str | None
+    usage: Usage | None
 
 
 @attrs.define
@@ -87,8 +115,9 @@ class Reading:
     :ivar model: the model that answered, as the provider named it.
     :ivar stop_reason: why the model stopped, in the provider's word.
     :ivar service_tier: in the provider's word: ``priority``, ``flex``, ``batch`` and the like.
-    :ivar usage: given where ``source`` is ``"reported"``, and only there.
+    :ivar usage: given where ``source`` is ``"reported"`` or ``"free"``, and only there.
     :ivar error: the type of the error, where ``outcome`` is ``"failed"``.
+    :ivar parts: where it took several runs of models; the ``usage`` is the sum of what is known of them.
     """
 
     model: str | None
@@ -99,6 +128,7 @@ class Reading:
     source: Source
     outcome: Outcome
     error: str | None = None
+    parts: Sequence[Part] = ()
 
 
 def unread(source: Source, whole: bool) -> Reading:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
-
 from llmproxy.usage.fields import Document, count, first, part, parts, text
 from llmproxy.usage.model import Usage
 from llmproxy.usage.reader import Event, Reader, error_type
@@ -42,13 +40,21 @@ _TOOL_CALLS = {
     "code_interpreter_call": "code_interpreter_requests",
     "image_generation_call": "image_generation_requests",
 }
+# What a run of the web search may do that is no search.
+_NO_SEARCHES = frozenset({"open_page", "find_in_page"})
+# Models with this in their names search the web for each request; that has a price of its own, and is told nowhere.
+_SEARCHES = "-search-"
 
 
 class OpenAIReader(Reader):
-    """Reads OpenAI's answers."""
+    """Reads OpenAI's answers.
+
+    :ivar transcribed: what was said to a session was written down, which is billed by another model's price.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.transcribed = False
         self._usage: Usage | None = None
 
     def ordinary(self, data: bytes) -> bool:
@@ -84,7 +90,8 @@ class OpenAIReader(Reader):
     def _take(self, document: Document, is_event: bool) -> None:
         kind = document.get("type", "")
         if not isinstance(kind, str) or kind.startswith("conversation."):
-            return  # Realtime's transcripts of what is said to it are billed by another model's price
+            self.transcribed = self.transcribed or "usage" in document
+            return
         answer = part(document.get("response")) or document
         model = text(answer.get("model")) or text(part(document.get("session")).get("model"))
         self.model = model or self.model
@@ -120,8 +127,15 @@ class OpenAIReader(Reader):
         if usage := part(answer.get("usage")):
             read = usage_of(usage)
             if read.known:
-                uses = _tool_uses(answer)
-                self._usage = read if uses is None else attrs.evolve(read, server_tool_uses=uses)
+                read.server_tool_uses = _tool_uses(answer)
+                read.more = self._is_billed_beyond(answer)
+                self._usage = read
+
+    def _is_billed_beyond(self, answer: Document) -> bool:
+        if self.cut and answer.get("object") == "response":
+            # Which tools were run stands in the middle, and their sums and the tier at the end, or not.
+            return "tool_usage" not in answer or "service_tier" not in answer
+        return self.model is not None and _SEARCHES in self.model
 
 
 def usage_of(usage: Document) -> Usage:
@@ -133,7 +147,7 @@ def usage_of(usage: Document) -> Usage:
     read = get("prompt_tokens_details") or get("input_tokens_details") or get("input_token_details")
     made = get("completion_tokens_details") or get("output_tokens_details") or get("output_token_details")
     if not read and not made:
-        return Usage(_less(put_in, cached), _output(usage, put_in, None), cached)
+        return Usage(_less(put_in, cached), _output(usage, put_in), cached)
     read, made = part(read), part(made)
     told = count(read.get("cached_tokens"))
     cached = cached if told is None else told
@@ -143,7 +157,7 @@ def usage_of(usage: Document) -> Usage:
     cached_audio = count(of_cached.get("audio_tokens"))
     return Usage(
         input_tokens=_less(put_in, cached, written),
-        output_tokens=_output(usage, put_in, reasoning),
+        output_tokens=_output(usage, put_in),
         cache_read_tokens=cached,
         cache_write_5m_tokens=written,
         reasoning_tokens=reasoning,
@@ -155,18 +169,15 @@ def usage_of(usage: Document) -> Usage:
     )
 
 
-def _output(usage: Document, put_in: int | None, reasoning: int | None) -> int | None:
-    """All that was made."""
+def _output(usage: Document, put_in: int | None) -> int | None:
+    """All that was made: the total tells, where there is one.
+
+    Embeddings have nothing else that does. xAI counts reasoning beside the completion, and so does Gemini, which tells its
+    thoughts nowhere else in OpenAI's shape.
+    """
     made = first(usage, "completion_tokens", "output_tokens")
-    if made is not None and not reasoning:
-        return made
     total = count(usage.get("total_tokens"))
-    if total is None or put_in is None:
-        return made
-    if made is None:  # embeddings have none
-        return max(0, total - put_in)
-    # xAI counts reasoning beside the completion.
-    return made + reasoning if reasoning and total == put_in + made + reasoning else made
+    return made if total is None or put_in is None else max(made or 0, total - put_in)
 
 
 def _less(total: int | None, one: int | None, other: int | None = None) -> int | None:
@@ -181,9 +192,14 @@ def _tool_uses(answer: Document) -> dict[str, int] | None:
     uses: dict[str, int] = {}
     for item in parts(answer.get("output")):
         kind = item.get("type")
+        if text(part(item.get("action")).get("type")) in _NO_SEARCHES:
+            continue
         if isinstance(kind, str) and (use := _TOOL_CALLS.get(kind)) is not None:
             uses[use] = uses.get(use, 0) + 1
-    searches = count(part(part(answer.get("tool_usage")).get("web_search")).get("num_requests"))
+    told = part(answer.get("tool_usage"))
+    if first(part(told.get("image_gen")), "total_tokens"):
+        uses["image_generation_requests"] = uses.get("image_generation_requests") or 1
+    searches = count(part(told.get("web_search")).get("num_requests"))
     if searches is not None:  # those that are billed: opening a page is a call too, and is not
         uses["web_search_requests"] = searches
     return {name: number for name, number in uses.items() if number} or None

@@ -8,13 +8,13 @@ A reader knows what a family's answers say, and nothing of how they are cut into
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 
 from llmproxy.usage.fields import Document, text
 from llmproxy.usage.json_text import document, members_at_end
-from llmproxy.usage.model import Outcome, Reading, Source, Usage
+from llmproxy.usage.model import Outcome, Part, Reading, Source, Usage
 
 
 @attrs.define
@@ -41,12 +41,14 @@ class Reader(ABC):
     :ivar first_token: a first piece of what the model makes was seen; in streams only.
     :ivar ended: the family's end of a stream was seen.
     :ivar error: the type of an error that was seen.
+    :ivar cut: of the answer only the start and the end are there.
     """
 
     def __init__(self) -> None:
         self.first_token = False
         self.ended = False
         self.error: str | None = None
+        self.cut = False
         self.model: str | None = None
         self.response_id: str | None = None
         self.stop_reason: str | None = None
@@ -70,6 +72,10 @@ class Reader(ABC):
     @abstractmethod
     def usage(self) -> Usage | None:
         """What was used as far as is known, ``None`` where nothing was reported."""
+
+    def parts(self) -> Sequence[Part]:
+        """The runs of models that it took, where that is more than one."""
+        return ()
 
     def complete(self, whole: bool) -> bool:
         """Tell whether a stream is complete.
@@ -95,6 +101,7 @@ class Reader(ABC):
             source=given_up or ("absent" if usage is None else "reported"),
             outcome="failed" if self.error else outcome,
             error=self.error,
+            parts=() if usage is None else self.parts(),
         )
 
 

@@ -8,9 +8,11 @@ a wrong size beforehand, which libzstd notices in some pieces and not in others.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 
+import attrs
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -23,7 +25,7 @@ from llmproxy.usage.framed import Framed
 from llmproxy.usage.gemini import GeminiReader
 from llmproxy.usage.json_array import JSONArray
 from llmproxy.usage.json_body import JSONBody
-from llmproxy.usage.model import Reading, unread
+from llmproxy.usage.model import Reading, Usage, unread
 from llmproxy.usage.openai import OpenAIReader
 from llmproxy.usage.reader import Body, Reader
 from llmproxy.usage.realtime import Messages
@@ -42,6 +44,13 @@ _BY_PATH: tuple[tuple[bytes, type[Reader]], ...] = (
     (b"/messages/count_tokens", AnthropicReader),
     (b":generateContent", GeminiReader),
     (b":streamGenerateContent", GeminiReader),
+    (b"/embeddings", OpenAIReader),
+)
+# What is posted for nothing: files, moderations, and requests that only change or stop what was made before, and show its usage
+# again.
+_FREE = re.compile(
+    rb"/(files|uploads(/[^/]+/(parts|complete|cancel))?|batches/[^/]+/cancel|moderations"
+    rb"|chat/completions/[^/]+|responses/[^/]+/cancel)$"
 )
 
 
@@ -105,6 +114,17 @@ def _ignore(data: bytes) -> None:
     """Take no more."""
 
 
+class _Free(Body):
+    """An answer that costs nothing, whatever it says."""
+
+    def feed(self, data: bytes) -> None:
+        """Take nothing."""
+
+    def close(self, whole: bool) -> Reading:
+        """Tell so."""
+        return attrs.evolve(unread("free", whole), usage=Usage(billable=False))
+
+
 class _Unreadable(Body):
     """What cannot be read."""
 
@@ -159,6 +179,8 @@ def _maker(
     if family is Family.NONE:
         return None
     path = path.partition(b"?")[0].rstrip(b"/")
+    if _FREE.search(path):
+        return _Free
     reader = next((made for end, made in _BY_PATH if path.endswith(end)), _READERS[family])
     kind = content_type.partition(b";")[0].strip().lower()
     body: Callable[[type[Reader]], Body]
