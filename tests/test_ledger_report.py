@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,18 @@ def total(database: SQLite, *exchanges: Exchange) -> Sum:
     return line
 
 
+def used(**changes: Any) -> Exchange:
+    """An exchange of tokens."""
+    usage = Usage(input_tokens=100, output_tokens=20, cache_read_tokens=300)
+    return exchange(**{"reading": reading(usage), "cost": 7, **changes})
+
+
+def counted(**changes: Any) -> Exchange:
+    """An exchange that only told how many tokens there would be, as the providers' calls for that do."""
+    usage = Usage(input_tokens=5_000, cache_read_tokens=5_000, billable=False)
+    return exchange(**{"reading": reading(usage), "cost": 0, **changes})
+
+
 class TestSums:
     def test_everyday_exchanges(self, database: SQLite) -> None:
         write(database, everyday())
@@ -45,6 +58,11 @@ class TestSums:
         clients, days = ask(database, Question(by=("client",)), Question(by=("day",)))
         assert [line.key[0] for line in clients] == ["b", "c", "a", "d", "e"]
         assert [line.key[0] for line in days] == ["2026-11-01", "2026-11-20"]
+
+    def test_tokens_that_were_only_counted_were_not_used(self, database: SQLite) -> None:
+        line = total(database, used(), counted())
+        assert (line.requests, line.input_tokens, line.cache_hit_share, line.cost) == (2, 100, 0.75, 7)
+        assert (line.usage_unknown, line.cost_unknown) == (0, 0)
 
     def test_a_client_named_like_sql_is_a_client(self, database: SQLite) -> None:
         write(database, [exchange(client="x' OR '1'='1"), exchange()])
@@ -90,8 +108,23 @@ class TestUnknown:
         assert (line.usage_unknown, line.cost_unknown, line.cost) == (0, 1, None)
 
     def test_a_cost_of_nothing_is_known(self, database: SQLite) -> None:
-        line = total(database, exchange(reading=reading(Usage(input_tokens=1, billable=False)), cost=0))
-        assert (line.cost_unknown, line.cost) == (0, 0)
+        line = total(database, counted())
+        assert (line.input_tokens, line.cost_unknown, line.cost) == (None, 0, 0)
+
+    def test_a_cost_of_nothing_makes_no_other_known(self, database: SQLite) -> None:
+        write(database, [counted(), used(cost=None), *(counted(client="bob") for _ in range(3))])
+        alice, bob = sorted(ask(database, Question(by=("client",)))[0], key=lambda line: str(line.key))
+        assert (alice.cost, alice.cost_unknown) == (None, 1)
+        assert (bob.cost, bob.cost_unknown) == (0, 0)
+
+    def test_a_known_cost_stays_beside_them(self, database: SQLite) -> None:
+        line = total(database, counted(), used(cost=None), used(cost=0))
+        assert (line.cost, line.cost_unknown) == (0, 1)
+
+    def test_a_count_that_was_cut_off_leaves_nothing_out(self, database: SQLite) -> None:
+        cut = reading(Usage(input_tokens=1, billable=False), outcome="cut")
+        line = total(database, exchange(reading=cut, cost=0, ending=Ending.CLIENT_LEFT))
+        assert (line.usage_unknown, line.cost_unknown) == (0, 0)
 
 
 class TestErrors:

@@ -5,6 +5,7 @@ What is unknown is not in a sum, but is counted beside it, so that a sum of whic
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import datetime, timezone
 from importlib import import_module
@@ -20,24 +21,33 @@ DIMENSIONS = ("client", "model", "upstream", "day", "session")
 # An answer that came, or may have come, without usage that can be relied on. Where it was refused, or was to a request that
 # makes no tokens, such as one for a list, there is nothing to be unknown. 101 is a WebSocket's.
 _USAGE_UNKNOWN = """
-    (method = 'POST' OR status = 101) AND (status IS NULL OR status < 400) AND (
+    (method = 'POST' OR status = 101) AND (status IS NULL OR status < 400) AND billable IS NOT FALSE AND (
         usage_source IN ('absent', 'too_large', 'undecodable')
         OR (usage_source = 'reported' AND outcome <> 'complete')
         OR (usage_source IS NULL AND status IS NULL)
     )
 """
 _FAILED = "status >= 400 OR outcome = 'failed' OR ending NOT IN ('completed', 'client left')"
-_SUMS = {
+_TOKENS = (
+    "input_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "cache_read_tokens",
+    "cache_write_5m_tokens",
+    "cache_write_1h_tokens",
+)
+_VALUES = {
     "errors": f"CASE WHEN {_FAILED} THEN 1 ELSE 0 END",
-    "input_tokens": "input_tokens",
-    "output_tokens": "output_tokens",
-    "reasoning_tokens": "reasoning_tokens",
-    "cache_read_tokens": "cache_read_tokens",
-    "cache_write_5m_tokens": "cache_write_5m_tokens",
-    "cache_write_1h_tokens": "cache_write_1h_tokens",
+    # Tokens that were counted on request, and are not billed, were not used.
+    **{name: f"CASE WHEN billable THEN {name} END" for name in _TOKENS},
     "cost": "cost",
     "usage_unknown": f"CASE WHEN {_USAGE_UNKNOWN} THEN 1 ELSE 0 END",
     "cost_unknown": f"CASE WHEN cost IS NULL AND (usage_source = 'reported' OR ({_USAGE_UNKNOWN})) THEN 1 ELSE 0 END",
+}
+_SUMS = {
+    **{name: f"SUM({name})" for name in _VALUES},
+    # Where a cost is unknown, the 0 of what is not billed does not stand in for it.
+    "cost": "CASE WHEN SUM(cost_unknown) = 0 THEN SUM(cost) ELSE SUM(CASE WHEN billable THEN cost END) END",
 }
 
 
@@ -63,7 +73,7 @@ class Question:
 
 @attrs.frozen
 class Sum:
-    """What some exchanges come to. A number is ``None`` where nothing of it is known.
+    """What some exchanges come to. A number is ``None`` where nothing of it is known. Tokens are those that are billed.
 
     :ivar key: the values of the dimensions.
     :ivar errors: exchanges that failed or were refused.
@@ -135,7 +145,7 @@ def _answer(cursor: Any, database: Database, question: Question) -> list[Sum]:
     cursor.execute(
         database.sql(f"""
             WITH chosen AS (
-                SELECT {", ".join([*named, "first_token", *(f"{sql} AS {name}" for name, sql in _SUMS.items())])}
+                SELECT {", ".join([*named, "first_token", "billable", *_named(_VALUES)])}
                 FROM llmproxy_exchanges WHERE {conditions}
             ), ranked AS (
                 SELECT chosen.*,
@@ -143,7 +153,7 @@ def _answer(cursor: Any, database: Database, question: Question) -> list[Sum]:
                     COUNT(first_token) OVER ({partition}) AS timed
                 FROM chosen
             )
-            SELECT {", ".join([*names, "COUNT(*) AS requests", *(f"SUM({name}) AS {name}" for name in _SUMS)])},
+            SELECT {", ".join([*names, "COUNT(*) AS requests", *_named(_SUMS)])},
                 MIN(CASE WHEN place * 100 >= timed * 50 THEN first_token END),
                 MIN(CASE WHEN place * 100 >= timed * 99 THEN first_token END)
             FROM ranked {f"GROUP BY {', '.join(names)}" if names else ""}
@@ -152,6 +162,10 @@ def _answer(cursor: Any, database: Database, question: Question) -> list[Sum]:
         values,
     )
     return [_sum(row, len(names)) for row in cursor.fetchall()]
+
+
+def _named(expressions: Mapping[str, str]) -> Iterator[str]:
+    return (f"{sql} AS {name}" for name, sql in expressions.items())
 
 
 def _conditions(question: Question) -> tuple[str, list[str]]:

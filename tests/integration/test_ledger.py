@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import attrs
 import psycopg
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
@@ -23,11 +24,12 @@ from llmproxy.cli.main import main
 from llmproxy.ledger import Database, Ledger, open_ledger, parse_ledger, schema, store
 from llmproxy.ledger.database import PostgreSQL
 from llmproxy.ledger.report import LedgerError, Question, ask
+from llmproxy.usage.model import Usage
 from tests.integration import postgresql
 from tests.integration.ledger_process import INTERVAL
 from tests.integration.postgresql import PASSWORD, Server
 from tests.integration.process import ROOT, environment, eventually
-from tests.ledger_support import Lines, check_everyday, everyday, exchange, lines
+from tests.ledger_support import Lines, check_everyday, everyday, exchange, lines, reading
 
 __all__ = ["lines"]  # a fixture
 
@@ -160,6 +162,19 @@ class TestPostgreSQL:
             ledger.record(given)
         yield ledger.close()
         check_everyday(lambda *questions: ask(database, *questions))
+
+    @pytest_twisted.inlineCallbacks
+    def test_tokens_that_were_only_counted_are_no_part_of_the_sums(
+        self, ledger: Ledger, database: Database
+    ) -> Any:
+        count = exchange(reading=reading(Usage(input_tokens=5_000, billable=False)), cost=0)
+        for given in (count, exchange(reading=reading(Usage(input_tokens=1, output_tokens=1)))):
+            ledger.record(given)
+        ledger.record(attrs.evolve(count, id="2", client="bob"))
+        yield ledger.close()
+        [[alice], [bob]] = ask(database, Question(client="alice"), Question(client="bob"))
+        assert (alice.input_tokens, alice.cost, alice.cost_unknown) == (1, None, 1)
+        assert (bob.input_tokens, bob.cost, bob.cost_unknown) == (None, 0, 0)
 
     @pytest_twisted.inlineCallbacks
     def test_whatever_came_is_written(self, ledger: Ledger, url: str) -> Any:
