@@ -64,7 +64,7 @@ class TestTable:
         ]
 
     def test_several_keys_have_columns_of_their_own(self, shell: Shell, ledger: SQLite) -> None:
-        write(ledger, [exchange(), exchange(client=None, asked_model=None)])
+        write(ledger, [exchange(method="GET"), exchange(method="GET", client=None, asked_model=None)])
         lines = shell.run("usage", "--by", "client,model,day").out.splitlines()
         assert [line.split()[:4] for line in lines] == [
             ["client", "model", "day", "requests"],

@@ -4,13 +4,14 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from llmproxy.exchange import Ending, Exchange
 from llmproxy.ledger import schema
 from llmproxy.ledger.database import SQLite
 from llmproxy.ledger.report import LedgerError, Question, Sum, ask
-from llmproxy.usage.model import Usage
+from llmproxy.usage.model import Reading, Usage
 from tests.ledger_support import check_everyday, everyday, exchange, reading, write
 
 
@@ -86,14 +87,62 @@ class TestUnknown:
         line = total(database, exchange(reading=reading(source=source)))
         assert (line.usage_unknown, line.cost_unknown) == (1, 1)
 
+    @pytest.mark.parametrize("unread", [None, reading(source="none")])
+    @pytest.mark.parametrize(
+        "answered",
+        [
+            exchange(path="/openai/v1/audio/speech"),
+            exchange(status=202),
+            exchange(ending=Ending.CLIENT_LEFT),
+            exchange(method="GET", status=101),
+        ],
+    )
+    def test_an_answer_that_nobody_reads_may_have_cost_something(
+        self, database: SQLite, answered: Exchange, unread: Reading | None
+    ) -> None:
+        answered = attrs.evolve(answered, reading=unread)
+        line = total(database, answered)
+        assert (line.usage_unknown, line.cost_unknown) == (1, 1)
+
+    @pytest.mark.parametrize(
+        "unanswered",
+        [
+            exchange(status=None, ending=Ending.CLIENT_LEFT),
+            exchange(status=504, ending=Ending.UPSTREAM_SILENT),
+            exchange(status=502, ending=Ending.UPSTREAM_FAILED),
+            exchange(status=500, ending=Ending.PROXY_FAILED),
+        ],
+    )
+    def test_a_request_that_was_sent_and_got_no_answer_may_have_cost_something(
+        self, database: SQLite, unanswered: Exchange
+    ) -> None:
+        line = total(database, unanswered)
+        assert (line.usage_unknown, line.cost_unknown) == (1, 1)
+
+    @pytest.mark.parametrize(
+        "ending", [Ending.CLIENT_LEFT, Ending.UPSTREAM_FAILED, Ending.UPSTREAM_SILENT, Ending.PROXY_FAILED]
+    )
+    @pytest.mark.parametrize("usage", [None, Usage(input_tokens=1, output_tokens=1)])
+    def test_an_answer_that_was_cut_off_cost_what_nobody_knows(
+        self, database: SQLite, ending: Ending, usage: Usage | None
+    ) -> None:
+        line = total(database, exchange(first_byte=0.1, reading=reading(usage, outcome="cut"), ending=ending))
+        assert (line.usage_unknown, line.cost_unknown) == (1, 1)
+
     @pytest.mark.parametrize(
         "other",
         [
-            exchange(status=500, reading=reading()),
+            exchange(status=500, first_byte=0.1, reading=reading()),
+            exchange(status=502, first_byte=0.1, ending=Ending.UPSTREAM_FAILED),
+            exchange(status=429, first_byte=0.1),
+            exchange(status=307, first_byte=0.1),
             exchange(method="GET", reading=reading()),
-            exchange(reading=reading(source="none")),
-            exchange(reading=None),
+            exchange(method="GET"),
+            exchange(method="GET", status=None, ending=Ending.CLIENT_LEFT),
+            exchange(method="GET", status=504, ending=Ending.UPSTREAM_SILENT),
             exchange(status=404, ending=Ending.REFUSED),
+            exchange(status=503, ending=Ending.REFUSED),
+            exchange(status=400, ending=Ending.UPSTREAM_FAILED),
         ],
     )
     def test_what_makes_no_tokens_is_not(self, database: SQLite, other: Exchange) -> None:

@@ -18,13 +18,22 @@ from llmproxy.ledger.database import Database
 
 DIMENSIONS = ("client", "model", "upstream", "day", "session")
 
-# An answer that came, or may have come, without usage that can be relied on. Where it was refused, or was to a request that
-# makes no tokens, such as one for a list, there is nothing to be unknown. 101 is a WebSocket's.
+# What may have been billed, and is not in a sum, or not whole. A POST may make tokens, and a WebSocket, of status 101; what was
+# refused, by this proxy or by the upstream, costs nothing, and counting tokens does not either.
 _USAGE_UNKNOWN = """
-    (method = 'POST' OR status = 101) AND (status IS NULL OR status < 400) AND billable IS NOT FALSE AND (
-        usage_source IN ('absent', 'too_large', 'undecodable')
-        OR (usage_source = 'reported' AND outcome <> 'complete')
-        OR (usage_source IS NULL AND status IS NULL)
+    (method = 'POST' OR status = 101) AND billable IS NOT FALSE AND (
+        -- It was read, without usage that can be relied on.
+        ((status IS NULL OR status < 400) AND (
+            usage_source IN ('absent', 'too_large', 'undecodable')
+            OR (usage_source = 'reported' AND outcome <> 'complete')
+        ))
+        -- It is of a kind that nobody reads, or the client left before there was any.
+        OR (COALESCE(usage_source, 'none') = 'none' AND (
+            status IS NULL OR status = 101 OR status BETWEEN 200 AND 299
+        ))
+        -- None came, and the status is this proxy's own. What was lost on the way back is not to be told from what was never
+        -- sent; below 500, it was the client that sent no whole request.
+        OR (first_byte IS NULL AND status >= 500 AND ending IN ('upstream silent', 'upstream failed', 'proxy failed'))
     )
 """
 _FAILED = "status >= 400 OR outcome = 'failed' OR ending NOT IN ('completed', 'client left')"
