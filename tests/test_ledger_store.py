@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,7 +17,7 @@ from llmproxy.ledger import Ledger, open_ledger, schema, store
 from llmproxy.ledger.database import SQLite
 from llmproxy.ledger.row import COLUMNS, row_of
 from llmproxy.ledger.store import Store
-from tests.ledger_support import NOON, Lines, exchange, lines
+from tests.ledger_support import NOON, Lines, exchange, lines, write
 
 __all__ = ["lines"]  # a fixture
 
@@ -37,6 +38,12 @@ def written(database: SQLite, sql: str = "SELECT id FROM llmproxy_exchanges ORDE
     with closing(sqlite3.connect(database.path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         return [row[0] for row in connection.execute(sql).fetchall()]
+
+
+def remove(database: SQLite) -> None:
+    """Remove a ledger's files, as ``rm ledger.sqlite*`` does."""
+    for file in list(database.path.parent.glob(f"{database.path.name}*")):
+        file.unlink()
 
 
 @pytest.fixture
@@ -87,6 +94,51 @@ class TestStore:
         assert written(database) == []
         yield rows.insert([row_of(exchange(id="a"))])
         assert written(database) == ["a"]
+
+    @pytest_twisted.inlineCallbacks
+    def test_a_file_that_was_removed_is_told_and_made_anew(self, rows: Store, database: SQLite) -> Any:
+        yield rows.insert([row_of(exchange(id="a"))])
+        remove(database)
+        with pytest.raises(sqlite3.OperationalError, match=r"^the file was removed or replaced$"):
+            yield rows.insert([row_of(exchange(id="b"))])
+        assert not database.path.exists()
+        yield rows.insert([row_of(exchange(id="b"))])
+        assert written(database) == ["b"]
+
+    @pytest_twisted.inlineCallbacks
+    def test_a_file_that_is_removed_with_its_directory_is_too(self, tmp_path: Path, reactor: Any) -> Any:
+        database = SQLite(tmp_path / "state" / "ledger.sqlite")
+        rows = Store(database, reactor)
+        yield rows.insert([])
+        shutil.rmtree(database.path.parent)
+        with pytest.raises(sqlite3.OperationalError, match="removed or replaced"):
+            yield rows.insert([row_of(exchange(id="a"))])
+        yield rows.insert([row_of(exchange(id="a"))])
+        assert written(database) == ["a"]
+        rows.close()
+
+    @pytest_twisted.inlineCallbacks
+    def test_a_file_that_took_its_place_is_told_and_gets_what_comes_and_nothing_of_the_old(
+        self, rows: Store, database: SQLite
+    ) -> Any:
+        yield rows.insert([row_of(exchange(id="old"))])
+        other = SQLite(database.path.with_name("backup"))
+        write(other, [exchange(id=f"backup {number}") for number in range(3)])
+        other.path.replace(database.path)  # while the old one's log keeps its name
+        with pytest.raises(sqlite3.OperationalError, match="removed or replaced"):
+            yield rows.insert([row_of(exchange(id="new"))])
+        yield rows.insert([row_of(exchange(id="new"))])
+        assert written(database) == ["backup 0", "backup 1", "backup 2", "new"]
+
+    @pytest_twisted.inlineCallbacks
+    def test_that_it_was_removed_is_left_to_be_told_when_rows_are_written(
+        self, rows: Store, database: SQLite
+    ) -> Any:
+        yield rows.insert([])
+        remove(database)
+        yield rows.prune("", 1)
+        with pytest.raises(sqlite3.OperationalError, match="removed or replaced"):
+            yield rows.insert([])
 
     @pytest_twisted.inlineCallbacks
     def test_a_database_that_cannot_be_brought_up_to_date_is_left_alone(
@@ -177,6 +229,24 @@ class TestLedger:
             "database or disk is full. It is t"
         ]
         assert lines()[-1].endswith("is written again; 1 exchanges are missing from it.")
+        yield ledger.close()
+
+    @pytest_twisted.inlineCallbacks
+    def test_a_file_that_is_removed_is_told_once_and_loses_nothing_from_then_on(
+        self, ledger: Ledger, database: SmallDisk, reactor: Any, lines: Lines
+    ) -> Any:
+        ledger.record(exchange(id="a"))
+        yield self.until(reactor, lambda: not ledger.backlog)
+        remove(database)
+        ledger.record(exchange(id="b"))
+        yield self.until(reactor, lambda: ledger.failing)
+        ledger.record(exchange(id="c"))
+        yield self.until(reactor, lambda: not ledger.backlog)
+        assert written(database) == ["b", "c"]
+        assert (ledger.failures, ledger.dropped) == (1, 0)
+        told, ended = lines()
+        assert "cannot be written: the file was removed or replaced. It is tried again" in told
+        assert ended.endswith("is written again; 0 exchanges are missing from it.")
         yield ledger.close()
 
     @pytest_twisted.inlineCallbacks

@@ -52,6 +52,9 @@ class Database(Protocol):
     def opened(self, connection: Any) -> None:
         """Make a new connection ready for writing, and the ledger up to date."""
 
+    def check(self, cursor: Any) -> None:
+        """Fail where what is written would not be found again, though the database would take it."""
+
     def begin(self, cursor: Any) -> None:
         """Begin a transaction that writes."""
 
@@ -84,6 +87,15 @@ def parse_ledger(text: str) -> Database | None:
     raise ValueError('must be "sqlite:///PATH", "postgresql://USER@HOST/NAME" or "none".')
 
 
+class _Connection(sqlite3.Connection):
+    """A connection for writing.
+
+    :ivar file: what it has open.
+    """
+
+    file: os.stat_result
+
+
 @attrs.frozen
 class SQLite:
     """A file. One process writes at a time, and all that read see what was there when they began (WAL)."""
@@ -98,7 +110,12 @@ class SQLite:
 
     def arguments(self) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Transactions are begun by hand; and adbapi closes connections from a thread that is not theirs."""
-        return (str(self.path),), {"timeout": _BUSY, "isolation_level": None, "check_same_thread": False}
+        return (str(self.path),), {
+            "timeout": _BUSY,
+            "isolation_level": None,
+            "check_same_thread": False,
+            "factory": _Connection,
+        }
 
     def prepare(self) -> None:
         """Make the directory, as the XDG Base Directory Specification has it of the default one."""
@@ -106,13 +123,26 @@ class SQLite:
 
     def opened(self, connection: Any) -> None:
         """Keep a new file to its owner, while nothing is in it; SQLite gives its other files the same mode."""
-        if self.path.stat().st_size == 0:
+        connection.file = self.path.stat()
+        if connection.file.st_size == 0:
             self.path.chmod(_OWNER_ONLY)
         connection.execute("PRAGMA journal_mode = WAL")
         # In WAL mode this keeps the file whole whatever happens, and loses nothing that was committed when a process is
         # killed; a loss of power may take the last commits. https://www.sqlite.org/pragma.html#pragma_synchronous
         connection.execute("PRAGMA synchronous = NORMAL")
         _migrate(connection, self)
+
+    def check(self, cursor: Any) -> None:
+        """See whether the file still has its name: without it, it takes what is written all the same."""
+        try:
+            same = os.path.samestat(self.path.stat(), cursor.connection.file)
+        except FileNotFoundError:
+            same = False
+        if not same:
+            # The log is found by its name, and what is in it would be taken for a part of the file that is there now.
+            with contextlib.suppress(sqlite3.Error):
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            raise sqlite3.OperationalError("the file was removed or replaced")
 
     def begin(self, cursor: Any) -> None:
         """Begin as a writer: a reader that becomes one does not wait for others, but fails."""
@@ -173,6 +203,9 @@ class PostgreSQL:
     def opened(self, connection: Any) -> None:
         """Nothing is set for a session, which a pooler would give to others."""
         _migrate(connection, self)
+
+    def check(self, cursor: Any) -> None:
+        """A server's database that was dropped fails by itself."""
 
     def begin(self, cursor: Any) -> None:
         """Bound the statements of the transaction, which psycopg begins by itself."""

@@ -85,6 +85,7 @@ class Store:
         """
 
         def insert(cursor: Any) -> None:
+            self._database.check(cursor)  # here alone: a failure to prune is told to nobody
             self._database.begin(cursor)
             for statement, values in insertions(rows):
                 cursor.executemany(self._database.sql(statement), values)
