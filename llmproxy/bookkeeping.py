@@ -40,12 +40,13 @@ class Bookkeeping:
         self._ledger_settings: object = None
         self._priced_by: tuple[Sequence[PriceOverride], Mapping[str, str]] | None = None
         self._closing: list[Deferred[None]] = []
+        self._upstreams: list[str] = []
         self.open: dict[str, Exchange] = {}
         self.metrics = Metrics(
             Sources(
                 connections=connections,
-                exchanges=lambda: _by_upstream(self.open.values()),
-                streams=lambda: _by_upstream(
+                exchanges=lambda: self._by_upstream(self.open.values()),
+                streams=lambda: self._by_upstream(
                     exchange for exchange in self.open.values() if exchange.first_byte is not None
                 ),
                 pools=pools,
@@ -62,6 +63,7 @@ class Bookkeeping:
     def change(self, config: Config) -> None:
         """Go on as another configuration says; what was recorded until now goes to where it was to go."""
         self._accounting.flush()
+        self._upstreams = [upstream.name for upstream in config.upstreams]
         accounting = config.accounting
         database = database_of(config)
         watched = self._access_log or config.admin is not None or database is not None
@@ -101,6 +103,12 @@ class Bookkeeping:
             self._ledger = None
         return gatherResults(self._closing)
 
+    def _by_upstream(self, exchanges: Iterable[Exchange]) -> Mapping[str, int]:
+        """Count exchanges; 0 is said of each upstream, too: what is not there is no number to whoever draws it."""
+        counts = Counter(dict.fromkeys(self._upstreams, 0))
+        counts.update(exchange.upstream for exchange in exchanges)
+        return counts
+
 
 def database_of(config: Config) -> Database | None:
     """Where a configuration wants the ledger.
@@ -111,7 +119,3 @@ def database_of(config: Config) -> Database | None:
         return parse_ledger(config.accounting.ledger)
     except ValueError as error:
         raise ConfigError([f"ledger {error}"]) from None
-
-
-def _by_upstream(exchanges: Iterable[Exchange]) -> Mapping[str, int]:
-    return Counter(exchange.upstream for exchange in exchanges)

@@ -107,6 +107,13 @@ def shown(books: Bookkeeping, name: str) -> list[float]:
     return [sample.value for family in families for sample in family.samples if sample.name == name]
 
 
+def by_upstream(books: Bookkeeping, name: str) -> dict[str, float]:
+    """The values of a metric, by the upstream that each is labelled with."""
+    families = books.metrics.registry.collect()
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return {sample.labels["upstream"]: sample.value for sample in samples}
+
+
 class TestLedger:
     def test_what_ended_is_recorded_off_the_request_path(
         self, make: Make, clock: Clock, ledgers: list[Ledger]
@@ -256,6 +263,26 @@ class TestObservers:
         assert shown(books, "llmproxy_open_exchanges") == [2, 1]
         assert shown(books, "llmproxy_open_streams") == [1, 1]
         assert shown(books, "llmproxy_client_connections") == [3]
+
+    @pytest.mark.parametrize("name", ["llmproxy_open_exchanges", "llmproxy_open_streams"])
+    def test_an_upstream_of_which_nothing_is_open_is_shown_with_0(self, make: Make, name: str) -> None:
+        books = make(CONFIG)
+        assert by_upstream(books, name) == {"openai": 0, "anthropic": 0}
+        books.open["1"] = exchange(upstream="openai")
+        assert by_upstream(books, name) == {"openai": 1, "anthropic": 0}
+        del books.open["1"]
+        assert by_upstream(books, name) == {"openai": 0, "anthropic": 0}
+
+    @pytest.mark.parametrize("name", ["llmproxy_open_exchanges", "llmproxy_open_streams"])
+    def test_after_a_reload_an_upstream_that_is_gone_is_shown_as_long_as_something_of_it_is_open(
+        self, make: Make, name: str
+    ) -> None:
+        books = make(PLAIN)
+        books.open["1"] = exchange(upstream="openai")
+        books.change(attrs.evolve(PLAIN, upstreams=(attrs.evolve(OPENAI, name="new"),)))
+        assert by_upstream(books, name) == {"new": 0, "openai": 1}
+        del books.open["1"]
+        assert by_upstream(books, name) == {"new": 0}
 
     def test_the_access_log_has_a_line_for_each(self, make: Make, clock: Clock) -> None:
         books = make(PLAIN, access_log=True)
