@@ -210,6 +210,13 @@ class TestRefused:
         problem = shell.refused("usage", "--ledger", f"sqlite://{shell.file}")
         assert problem == f"llmproxy usage: The ledger {shell.file} cannot be read: file is not a database.\n"
 
+    def test_an_empty_file(self, shell: Shell, tmp_path: Path) -> None:
+        file = tmp_path / "empty.sqlite3"
+        file.touch()
+        assert shell.refused("usage", "--ledger", f"sqlite://{file}") == (
+            f"llmproxy usage: There is no ledger in {file} yet, for it lacks the tables; a proxy makes them when it starts.\n"
+        )
+
     def test_a_ledger_with_an_empty_name(self, shell: Shell, ledger: SQLite) -> None:
         for empty in ("", " "):
             assert shell.refused("usage", "--ledger", empty) == "llmproxy usage: --ledger is empty.\n"

@@ -208,8 +208,14 @@ class TestUnreadable:
 
     def test_another_database(self, database: SQLite) -> None:
         sqlite3.connect(database.path).execute("CREATE TABLE other (a)").connection.close()
-        with pytest.raises(LedgerError, match="no such table: llmproxy_migrations"):
+        with pytest.raises(LedgerError, match=r"There is no ledger in .*ledger\.sqlite yet"):
             ask(database, Question())
+
+    def test_an_empty_file(self, database: SQLite) -> None:
+        database.path.touch()
+        with pytest.raises(LedgerError, match=r"There is no ledger in .*ledger\.sqlite yet"):
+            ask(database, Question())
+        assert database.path.stat().st_size == 0
 
     def test_an_older_ledger(self, database: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
         write(database, [])

@@ -31,10 +31,12 @@ class Database(Protocol):
 
     :ivar module: the name of that.
     :ivar day: the expression for the day of an exchange in UTC, as ``YYYY-MM-DD``.
+    :ivar tables: the query for how many tables of a name there are.
     """
 
     module: str
     day: str
+    tables: str
 
     def __str__(self) -> str:
         """Say where it is, without a password."""
@@ -103,6 +105,7 @@ class SQLite:
     path: Path
     module = "sqlite3"
     day = "substr(at, 1, 10)"
+    tables = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
     has_password = False
 
     def __str__(self) -> str:
@@ -176,6 +179,7 @@ class PostgreSQL:
     conninfo: Mapping[str, Any] = attrs.field(repr=False)  # by libpq's names, with the password
     module = "psycopg"
     day = "to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
+    tables = "SELECT COUNT(to_regclass(?))"
 
     def __str__(self) -> str:
         user, host, port, name = (self.conninfo.get(key, "") for key in ("user", "host", "port", "dbname"))

@@ -131,6 +131,10 @@ def ask(database: Database, *questions: Question) -> list[list[Sum]]:
     try:
         with closing(database.read()) as connection:
             cursor = connection.cursor()
+            if not schema.exists(cursor, database):
+                raise LedgerError(
+                    f"There is no ledger in {database} yet, for it lacks the tables; a proxy makes them when it starts."
+                )
             if schema.version(cursor) < len(schema.MIGRATIONS):
                 raise LedgerError(
                     f"The ledger {database} was made by an older llmproxy; it is brought up to date when a proxy starts."

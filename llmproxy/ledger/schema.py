@@ -84,6 +84,12 @@ def migrate(cursor: Any, database: Database) -> None:
         )
 
 
+def exists(cursor: Any, database: Database) -> bool:
+    """Whether there is a ledger in a database, of whatever version."""
+    cursor.execute(database.sql(database.tables), ("llmproxy_migrations",))
+    return bool(cursor.fetchone()[0])
+
+
 def version(cursor: Any) -> int:
     """The number of the last migration that a ledger has had."""
     cursor.execute("SELECT MAX(number) FROM llmproxy_migrations")

@@ -256,6 +256,12 @@ class TestPostgreSQL:
             ask(database, Question())
         assert "wr0ng-pass" not in str(caught.value)
 
+    def test_a_database_without_tables_is_no_ledger_yet(self, database: Database) -> None:
+        with pytest.raises(
+            LedgerError, match=r"There is no ledger in postgresql://llmproxy@127\.0\.0\.1:\d+/\w+ yet"
+        ):
+            ask(database, Question())
+
     @pytest_twisted.inlineCallbacks
     def test_the_command_reads_it(
         self, ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
