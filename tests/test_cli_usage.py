@@ -63,6 +63,15 @@ class TestTable:
             "-",
         ]
 
+    @pytest.mark.parametrize(
+        ("micro", "shown"), [(0, "0.0000"), (1, "<0.0001"), (50, "<0.0001"), (51, "0.0001")]
+    )
+    def test_a_small_cost_does_not_look_like_none(
+        self, shell: Shell, ledger: SQLite, micro: int, shown: str
+    ) -> None:
+        write(ledger, [exchange(reading=reading(Usage(1, 1)), cost=micro)])
+        assert f" {shown} " in shell.run("usage").out
+
     def test_several_keys_have_columns_of_their_own(self, shell: Shell, ledger: SQLite) -> None:
         write(ledger, [exchange(method="GET"), exchange(method="GET", client=None, asked_model=None)])
         lines = shell.run("usage", "--by", "client,model,day").out.splitlines()

@@ -182,7 +182,12 @@ def _tokens(field: str) -> Callable[[Sum], str]:
 
 
 def _cost(line: Sum) -> str:
-    return _at_least(line.cost, line.cost_unknown, lambda micro: f"{Decimal(micro).scaleb(-6):,.4f}")
+    return _at_least(line.cost, line.cost_unknown, _dollars)
+
+
+def _dollars(micro: int) -> str:
+    """To a hundredth of a cent; what is less is not nothing."""
+    return "<0.0001" if 0 < micro <= 50 else f"{Decimal(micro).scaleb(-6):,.4f}"
 
 
 def _at_least(value: int | None, unknown: int, write: Callable[[int], str]) -> str:
