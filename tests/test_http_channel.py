@@ -1250,6 +1250,51 @@ class TestClientThatDoesNotRead:
         served.client.turn()
         assert len(served.client.answers()) == 5
 
+    def test_thousands_in_one_read_are_not_all_made_requests_at_once(self) -> None:
+        def answer(request: Request) -> None:
+            hi(request)
+            served.client.stop_reading()
+
+        served = Served(answer)
+        served.client.send(GET * 5000)
+        assert len(served.client.channel.requests) < 500
+        assert served.client.transport.paused
+        while len(served.requests) < 5000:
+            before = len(served.requests)
+            served.client.read_on()
+            served.client.turn()
+            assert len(served.requests) > before
+        served.client.read_on()
+        assert len(served.client.answers()) == 5000
+
+    @pytest.mark.parametrize("length", [1, 8000, 8192, 20_000, 70_000, 200_000])
+    def test_a_body_among_them_is_whole_whatever_is_parsed_at_once(self, length: int) -> None:
+        bodies: list[bytes | None] = []
+
+        def answer(request: Request) -> None:
+            bodies.append(None if request.body is None else request.body.whole())
+            hi(request)
+
+        served = Served(answer)
+        body = bytes(range(256)) * (length // 256) + b"x" * (length % 256)
+        upload = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % length + body
+        served.client.send(GET * 300 + upload + GET * 300 + upload)
+        assert bodies == [None] * 300 + [body] + [None] * 300 + [body]
+        assert len(served.client.answers()) == 602
+
+    def test_what_is_left_of_a_read_is_dropped_with_its_connection(self) -> None:
+        served = Served()
+        served.client.send(GET * 5000)
+        served.client.leave()
+        assert len(served.requests) == 1
+        assert served.client.channel.requests == []
+
+    def test_what_is_malformed_behind_many_is_refused_in_its_turn(self) -> None:
+        served = Served(hi)
+        served.client.send(GET * 1000 + b"GET / HTTP/1.1\r\nno header\r\n\r\n" + GET * 1000)
+        answers = served.client.answers()
+        assert [answer.status for answer in answers] == [200] * 1000 + [400]
+
     def test_a_response_with_a_producer_goes_on_at_its_own_pace(self) -> None:
         served = Served()
         served.client.send(LENGTH)

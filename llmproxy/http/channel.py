@@ -30,6 +30,11 @@ from llmproxy.http.rules import Refused
 if TYPE_CHECKING:
     from llmproxy.http.server import Entrance, Site
 
+_AHEAD = 2  # requests: the one that is being answered, and the one behind it
+# Bytes that are parsed at once, though more were read: in 256 KiB, there can be thousands of requests.
+_PIECE = 8 * 1024
+_PIECE_OF_BODY = 64 * 1024
+
 
 @implementer(IPushProducer)
 class Channel(Protocol):
@@ -55,6 +60,7 @@ class Channel(Protocol):
         "_served",
         "_serving",
         "_tunnel",
+        "_unread",
         "connected",
         "entrance",
         "factory",
@@ -83,6 +89,7 @@ class Channel(Protocol):
         self._departure: Departure | None = None
         self._closing = False
         self._farewell: Farewell | None = None
+        self._unread = b""  # what came behind as many requests as are read ahead
 
     def __repr__(self) -> str:
         return f"<Channel reading {self._reader.reading.value}, {len(self.requests)} requests>"
@@ -112,11 +119,7 @@ class Channel(Protocol):
         if reader.reading is UPGRADE:
             reader.early += data
         else:
-            try:
-                if reader.feed(data):
-                    self._deadline.set(self._limits.header_time)
-            except Refused as refused:
-                self._refuse(refused)
+            self._read(self._unread + data if self._unread else data)
             self._serve()
         self._pace()
 
@@ -130,6 +133,7 @@ class Channel(Protocol):
         self._closing = True
         self._reader.close()
         self._served = None
+        self._unread = b""
         requests, self.requests = self.requests, []
         for request in requests:
             # First: whose body fails while the client seems to be there is answered.
@@ -139,6 +143,26 @@ class Channel(Protocol):
         self.site.closed(self)
 
     # Requests
+
+    def _read(self, data: bytes) -> None:
+        """Parse what came, and no more of it than makes a few requests: each takes a hundred times its bytes in memory."""
+        reader = self._reader
+        try:
+            while True:
+                most = _PIECE_OF_BODY if reader.reading is BODY else _PIECE
+                piece, data = (data, b"") if len(data) <= most else (data[:most], data[most:])
+                if reader.feed(piece):
+                    self._deadline.set(self._limits.header_time)
+                if not data or (reader.reading is HEAD and len(self.requests) >= _AHEAD):
+                    break
+                if reader.reading is UPGRADE:
+                    reader.early += data
+                    data = b""
+                    break
+        except Refused as refused:
+            data = b""
+            self._refuse(refused)
+        self._unread = data
 
     def _begin(
         self, method: bytes, target: bytes, version: bytes, fields: Fields, length: Any, keep_alive: bool
@@ -164,9 +188,14 @@ class Channel(Protocol):
         if self._serving:
             return  # called by a request that is answered at once: the loop below goes on, as deep as it was
         self._serving = True
-        while self.requests and self.requests[0] is not self._served and not (self._closing or self._clogged):
-            self._served = self.requests[0]
-            self._served.process()
+        while not (self._closing or self._clogged):
+            if self.requests and self.requests[0] is not self._served:
+                self._served = self.requests[0]
+                self._served.process()
+            elif self._unread and len(self.requests) < _AHEAD:
+                self._read(self._unread)
+            else:
+                break
         self._serving = False
 
     def may_persist(self, request: Request) -> bool:
@@ -262,7 +291,7 @@ class Channel(Protocol):
             wanted = not reader.early
             self._deadline.clear()
         else:
-            wanted = waiting < 2
+            wanted = waiting < _AHEAD
             if waiting and (not wanted or reader.head_size == 0):
                 self._deadline.clear()  # the client owes us nothing, or a head of which we read no more
             elif self._paused and reader.head_size and reader.reading is HEAD:
