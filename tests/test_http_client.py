@@ -142,6 +142,7 @@ class TestConnections:
         wire = agent.kept()
         agent.agent.close()
         assert wire.ending == "closed"
+        wire.turn()
         assert agent.reactor.getDelayedCalls() == []
 
     def test_only_tls_goes_through_a_proxy(self) -> None:
@@ -381,7 +382,7 @@ class TestPace:
         reader = read(outcome.result)
         assert reader.end.check(ResponseDone)
         assert body.stopped
-        assert wire.ending == "closed"
+        assert wire.ending == "reset"
 
 
 class TestHeldBody:

@@ -167,7 +167,7 @@ class TestExpectation:
         assert read(outcome.result).body == b"big"
         # The upstream still expects a body that will not come.
         assert upstream.released == 0
-        assert upstream.wire.ending == "closed"
+        assert upstream.wire.ending == "reset"
         assert upstream.clock.getDelayedCalls() == []
 
     def test_the_headers_of_a_final_answer_are_enough_to_tell(self, upstream: Upstream) -> None:
@@ -531,8 +531,38 @@ class TestUpload:
         assert (reader.body, reader.end.type) == (b"no", ResponseDone)
         assert body.stopped
         assert upstream.released == 0
-        assert upstream.wire.ending == "closed"
+        # A close in order would wait for what the upstream has not read, and may never read.
+        assert upstream.wire.ending == "reset"
         body.write(b"late")
+
+
+class TestClosing:
+    def closing(self, upstream: Upstream) -> None:
+        upstream.exchange(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        assert upstream.wire.ending == "closed"
+
+    def test_an_upstream_that_does_not_take_what_was_written_is_not_waited_for(
+        self, upstream: Upstream
+    ) -> None:
+        self.closing(upstream)
+        upstream.clock.advance(4.9)
+        assert upstream.wire.ending == "closed"
+        upstream.clock.advance(0.2)
+        assert upstream.wire.ending == "reset"
+        upstream.wire.turn()
+        assert upstream.lost == [upstream.connection]
+
+    def test_so_it_is_with_an_idle_connection(self, upstream: Upstream) -> None:
+        upstream.exchange(OK)
+        upstream.connection.close()
+        assert upstream.wire.ending == "closed"
+        upstream.clock.advance(5)
+        assert upstream.wire.ending == "reset"
+
+    def test_an_end_in_time_leaves_no_timer(self, upstream: Upstream) -> None:
+        self.closing(upstream)
+        upstream.wire.turn()
+        assert upstream.clock.getDelayedCalls() == []
 
 
 class TestCancelling:

@@ -155,6 +155,8 @@ class TestExpiry:
         ended = []
         for _ in range(4):
             ended.append([attempt.wire.ending for attempt in attempts].count("closed"))
+            for attempt in attempts:
+                attempt.wire.turn()
             assert len(world.clock.getDelayedCalls()) == (1 if ended[-1] < 3 else 0)
             world.clock.advance(1)
         assert ended == [0, 1, 2, 3]
@@ -294,6 +296,8 @@ class TestClosing:
         attempts = world.idle(2)
         world.pool.close()
         assert [attempt.wire.ending for attempt in attempts] == ["closed", "closed"]
+        for attempt in attempts:
+            attempt.wire.turn()
         assert world.clock.getDelayedCalls() == []
         assert world.pool.take() is None
 
@@ -304,6 +308,7 @@ class TestClosing:
         assert attempt.wire.ending == "open"
         exchange(attempt)
         assert attempt.wire.ending == "closed"
+        attempt.wire.turn()
         assert world.clock.getDelayedCalls() == []
 
     def test_those_who_wait_are_served_and_the_other_bounds_hold(self) -> None:

@@ -7,12 +7,11 @@ decided in :mod:`llmproxy.http.response_reader`, which connection a request take
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -31,20 +30,13 @@ from llmproxy.http.interfaces import IWholeBody
 from llmproxy.http.limits import UpstreamLimits
 from llmproxy.http.response import Response
 from llmproxy.http.response_reader import ResponseReader
+from llmproxy.http.state import State
 
 _log = Logger()
 _RESPONSE_DONE = Failure(ResponseDone())
 _CLOSE_DELIMITED = Failure(PotentialDataLoss())
-
-
-class State(Enum):
-    """Where a connection stands."""
-
-    IDLE = "idle"
-    WAITING = "waiting for a response"
-    RECEIVING = "receiving a response"
-    TUNNEL = "a tunnel"
-    CLOSED = "closed"
+# Seconds that an upstream may take for what was written to a connection that is closed. Nobody waits for its effect any more.
+_CLOSE_TIME = 5.0
 
 
 # They are looked at for each read, and the Enum takes as long as a call to find one.
@@ -63,6 +55,7 @@ class UpstreamConnection(Protocol):
     __slots__ = (
         "_answer",
         "_clock",
+        "_closing",
         "_heard",
         "_limits",
         "_lost",
@@ -99,6 +92,7 @@ class UpstreamConnection(Protocol):
         self._answer: Deferred[Response] | None = None
         self._tunnel: Any = None
         self._heard = False
+        self._closing: IDelayedCall | None = None
 
     def __repr__(self) -> str:
         return f"<UpstreamConnection {self.state.value}, exchange {self.exchanges}>"
@@ -160,7 +154,11 @@ class UpstreamConnection(Protocol):
         protocol.makeConnection(self.transport)
 
     def close(self) -> None:
-        """Close an idle connection."""
+        """Close a connection whose exchange is over.
+
+        The answer may have come before the upstream had read all of the request, and the rest may wait in our buffer.
+        """
+        self._closing = self._clock.callLater(_CLOSE_TIME, self.abort)
         self.transport.loseConnection()
 
     def abort(self) -> None:
@@ -202,6 +200,9 @@ class UpstreamConnection(Protocol):
         """End the exchange by what was received until now."""
         tunnel = self._tunnel if self.state is _TUNNEL else None
         self.state = _CLOSED
+        closing, self._closing = self._closing, None
+        if closing is not None and closing.active():
+            closing.cancel()
         self._lost(self)
         response = self._reader.response
         self._reader.close()
@@ -239,12 +240,14 @@ class UpstreamConnection(Protocol):
         reader.complete = False
         if self.state is not _CLOSED:
             self.state = _IDLE
-            if reader.reusable and (self.body is None or self.body.done) and not self.transport.disconnecting:
+            if self.body is not None and not self.body.done:
+                self._stop_sending()
+                self.abort()  # closing in order would wait for an upstream that may read no more of what it refused
+            elif reader.reusable and not self.transport.disconnecting:
                 self.transport.resumeProducing()
                 self._released(self)
             else:
-                self._stop_sending()
-                self.transport.loseConnection()
+                self.close()
         if response is not None:
             response._end(_RESPONSE_DONE)
 
