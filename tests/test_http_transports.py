@@ -16,7 +16,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from zope.interface.verify import verifyObject
 
-from llmproxy.http import transports
+from llmproxy.http import sockets, transports
 from llmproxy.http.transports import WRITE_BUFFER, NativeTransport
 from tests.upstream_support import Native, Recorder, Recorders, authority, native_loop, until
 
@@ -370,14 +370,14 @@ class TestClosing:
         self, native: Native, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         looks: list[int | None] = []
-        unsent = transports._unsent
+        unsent = sockets.unsent
 
         def look(descriptor: int) -> int | None:
             looks.append(unsent(descriptor))
             return looks[-1]
 
         monkeypatch.setattr(transports, "_LOOK_AGAIN", 0.001)
-        monkeypatch.setattr(transports, "_unsent", look)
+        monkeypatch.setattr(transports, "unsent", look)
 
         async def test() -> None:
             server, client = await call_over_tls(native)
@@ -391,9 +391,9 @@ class TestClosing:
         native.run(test())
 
     def test_what_is_no_connection_or_none_any_more_tells_nothing_of_what_was_sent(self) -> None:
-        assert transports._unsent(-1) is None
+        assert sockets.unsent(-1) is None
         with Path(__file__).open() as file:
-            assert transports._unsent(file.fileno()) is None
+            assert sockets.unsent(file.fileno()) is None
 
     def test_nothing_reaches_a_connection_that_is_lost(self, connected: Connected) -> None:
         transport = connected.transport
@@ -594,3 +594,133 @@ class TestOptions:
             Connected(socket=one).transport.setTcpKeepAlive(True)
             assert not one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         Connected().transport.setTcpKeepAlive(True)
+
+
+class TestRest:
+    """What the peer had sent before a write failed."""
+
+    @pytest.fixture
+    def pair(self) -> Iterator[tuple[socket.socket, socket.socket]]:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with ours, theirs:
+            yield ours, theirs
+
+    def broken(self, ours: socket.socket, reads_rest: bool = True, **info: Any) -> NativeTransport:
+        transport = NativeTransport(reads_rest=reads_rest)
+        transport.connection_made(LoopTransport(socket=ours, **info))
+        transport.switch(Recorder())
+        return transport
+
+    @pytest.mark.parametrize("stays", [True, False], ids=["and stays", "and closes"])
+    def test_it_is_read_before_the_loss_is_told(
+        self, pair: tuple[socket.socket, socket.socket], stays: bool
+    ) -> None:
+        ours, theirs = pair
+        answer = b"x" * 100_000
+        theirs.sendall(answer)
+        if not stays:
+            theirs.close()
+        transport = self.broken(ours)
+        protocol = transport.protocol
+        transport.connection_lost(BrokenPipeError())
+        assert protocol.data == answer
+        assert protocol.end.check(error.ConnectionLost)
+
+    def test_whoever_gets_it_cannot_use_the_connection_any_more(
+        self, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
+        ours, theirs = pair
+        theirs.sendall(b"answer")
+        transport = self.broken(ours)
+        loop_transport = transport._transport
+        loop_transport.log.clear()
+        seen: list[bool] = []
+
+        class Answering(Recorder):
+            def dataReceived(self, data: bytes) -> None:
+                seen.append(self.transport.disconnecting)
+                self.transport.write(b"more")
+                self.transport.pauseProducing()
+                self.transport.loseConnection()
+
+        transport.switch(Answering())
+        loop_transport.log.clear()
+        transport.connection_lost(BrokenPipeError())
+        assert seen == [True]
+        assert loop_transport.log == []
+
+    def test_it_may_go_to_another_protocol_midway(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        ours, theirs = pair
+        theirs.sendall(b"x" * 100_000)
+        transport = self.broken(ours)
+        first, second = transport.protocol, Recorder()
+
+        def switch(data: bytes) -> None:
+            first.data += data
+            transport.switch(second)
+
+        first.dataReceived = switch
+        transport.data_received = switch
+        transport.connection_lost(BrokenPipeError())
+        assert len(first.data) + len(second.data) == 100_000
+        assert second.data
+        assert (len(first.ends), len(second.ends)) == (0, 1)
+
+    def test_whoever_aborts_gets_no_more(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        ours, theirs = pair
+        theirs.sendall(b"x" * 100_000)
+        transport = self.broken(ours)
+        protocol = transport.protocol
+
+        def abort(data: bytes) -> None:
+            protocol.data += data
+            transport.abortConnection()
+
+        transport.data_received = abort
+        transport.connection_lost(BrokenPipeError())
+        assert len(protocol.data) <= 65536
+        assert len(protocol.ends) == 1
+
+    def test_a_protocol_that_fails_is_told_of_the_loss_all_the_same(
+        self, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
+        ours, theirs = pair
+        theirs.sendall(b"x")
+        transport = self.broken(ours)
+        protocol = transport.protocol
+
+        def fail(data: bytes) -> None:
+            raise ValueError("a fault")
+
+        transport.data_received = fail
+        with pytest.raises(ValueError, match="a fault"):
+            transport.connection_lost(BrokenPipeError())
+        assert len(protocol.ends) == 1
+
+    def test_no_more_than_a_bound_is_read(
+        self, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transports, "_REST", 70_000)
+        ours, theirs = pair
+        theirs.sendall(b"x" * 100_000)
+        transport = self.broken(ours)
+        protocol = transport.protocol
+        transport.connection_lost(BrokenPipeError())
+        assert len(protocol.data) == 70_000
+
+    @pytest.mark.parametrize("why", ["TLS", "a client", "aborted", "told before"])
+    def test_it_is_left_where_nobody_may_have_it(
+        self, pair: tuple[socket.socket, socket.socket], why: str
+    ) -> None:
+        ours, theirs = pair
+        theirs.sendall(b"x")
+        transport = self.broken(ours, why != "a client", ssl_object=object() if why == "TLS" else None)
+        protocol = transport.protocol
+        if why == "aborted":
+            transport.abortConnection()
+        elif why == "told before":
+            transport.eof_received()
+        transport.connection_lost(BrokenPipeError())
+        assert protocol.data == b""
+        assert len(protocol.ends) == 1

@@ -163,7 +163,7 @@ class NativeConnector:
         return (IPv6Address if ":" in self._host else IPv4Address)("TCP", self._host, self._port)
 
     async def _connect(self) -> None:
-        transport = self._transport = NativeTransport(self)
+        transport = self._transport = NativeTransport(self, reads_rest=True)
         timer = self._reactor.callLater(self._timeout, self._fail, ConnectTimeoutError())
         try:
             await self._reactor._loop.create_connection(

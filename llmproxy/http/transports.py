@@ -7,25 +7,24 @@ transports do it in C. Who makes them is in :mod:`llmproxy.http.native`.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import socket
 import ssl
 import struct
-import sys
-import termios
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IAddress, IPushProducer, ITCPTransport
+from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from llmproxy.http.sockets import address_of, read_rest, unsent
 
 WRITE_BUFFER = 64 * 1024  # bytes that may wait in a transport before its producer is paused
 
 _LOOK_AGAIN = 0.5  # seconds between two looks whether the peer of a TLS connection that is closed has all that was written
+_REST = 1 << 20  # bytes that are read at most of what a peer had sent before its connection broke
 _NO_LINGER = struct.pack("ii", 1, 0)
 _DONE = Failure(ConnectionDone())
 _ABORTED = Failure(ConnectionAborted())
@@ -36,6 +35,8 @@ class NativeTransport(asyncio.Protocol):
     """Stands between a native transport, as its protocol, and a Twisted protocol, as its transport.
 
     :param factory: what builds the protocol, before the loop begins to read.
+    :param reads_rest: whether what the peer had sent still counts when it takes nothing more: an upstream's answer does, a
+        request of a client that is gone does not.
     :ivar protocol: what the bytes go to, once :meth:`switch` has connected one.
     """
 
@@ -50,6 +51,7 @@ class NativeTransport(asyncio.Protocol):
         "_paused",
         "_peer",
         "_producer",
+        "_reads_rest",
         "_streaming",
         "_transport",
         "data_received",
@@ -61,7 +63,8 @@ class NativeTransport(asyncio.Protocol):
     write: Callable[[bytes], None]
     data_received: Callable[[bytes], None]  # type: ignore[assignment]
 
-    def __init__(self, factory: Any = None) -> None:
+    def __init__(self, factory: Any = None, reads_rest: bool = False) -> None:
+        self._reads_rest = reads_rest
         self.disconnecting = False
         self.write = _discard
         self.data_received = self._received
@@ -81,7 +84,7 @@ class NativeTransport(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._peer, self._host = _address(transport, "peername"), _address(transport, "sockname")
+        self._peer, self._host = address_of(transport, "peername"), address_of(transport, "sockname")
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self.write = transport.write
         factory, self._factory = self._factory, None
@@ -106,8 +109,27 @@ class NativeTransport(asyncio.Protocol):
         if exc is None:
             self._lose(_ABORTED if self._aborted else _DONE)
         else:
-            self._lose(Failure(ConnectionLost(str(exc))))
+            try:
+                if self._reads_rest and not self._aborted:
+                    self._read_rest()
+            finally:
+                self._lose(Failure(ConnectionLost(str(exc))))
         self._transport = None
+
+    def _read_rest(self) -> None:
+        """Read what the peer had sent before a write failed.
+
+        The loop then reads nothing more, but the kernel has it yet: the answer of an upstream that reads no more of an upload,
+        for one. Over TLS it is out of reach, since the loop has ended that.
+        """
+        if self._lost or self._transport.get_extra_info("ssl_object") is not None:
+            return
+        self.write = _discard
+        self.disconnecting = True  # nobody may take it for a connection that can be used again
+        for data in read_rest(self.fileno(), _REST):
+            self.data_received(data)
+            if self._aborted:
+                break
 
     def pause_writing(self) -> None:
         self._full = True
@@ -241,7 +263,7 @@ class NativeTransport(asyncio.Protocol):
         wait for 30 seconds. All that was written must have reached the peer: that is seen twice, with turns of the loop
         between, in which what is left in the buffer behind TLS goes into the kernel's, which was empty.
         """
-        seen = _unsent(self.fileno()) == 0 and self._transport.get_write_buffer_size() == 0
+        seen = unsent(self.fileno()) == 0 and self._transport.get_write_buffer_size() == 0
         if seen and delivered:
             self._transport.abort()
         else:
@@ -276,22 +298,3 @@ class NativeTransport(asyncio.Protocol):
 
 def _discard(data: bytes) -> None:
     """Drop bytes of a connection that is lost."""
-
-
-def _unsent(descriptor: int) -> int | None:
-    """Bytes that were written to a socket and not acknowledged by its peer's kernel; ``None`` where that is not told."""
-    if descriptor < 0 or sys.platform != "linux":
-        return None
-    try:
-        (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))
-    except OSError:
-        return None
-    return int(count)
-
-
-def _address(transport: Any, which: str) -> IAddress:
-    """The address of one end of a connection, as Twisted writes it."""
-    name = None if transport is None else transport.get_extra_info(which)
-    if not isinstance(name, tuple):
-        return UNIXAddress(name or None)
-    return (IPv6Address if len(name) == 4 else IPv4Address)("TCP", *name)

@@ -1,0 +1,46 @@
+"""What is asked of a connection's socket itself, past the event loop's transport."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import sys
+import termios
+from collections.abc import Iterator
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+
+
+def unsent(descriptor: int) -> int | None:
+    """Bytes that were written to a socket and not acknowledged by its peer's kernel; ``None`` where that is not told."""
+    if descriptor < 0 or sys.platform != "linux":
+        return None
+    try:
+        (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        return None
+    return int(count)
+
+
+def read_rest(descriptor: int, most: int) -> Iterator[bytes]:
+    """Read what a peer had sent, up to its end or a number of bytes; nothing is waited for."""
+    while most > 0:
+        try:
+            data = os.read(descriptor, min(most, 64 * 1024))
+        except OSError:  # nothing more is there, or the connection is known to be reset
+            return
+        if not data:
+            return
+        most -= len(data)
+        yield data
+
+
+def address_of(transport: Any, which: str) -> IAddress:
+    """The address of one end of a connection, as Twisted writes it."""
+    name = None if transport is None else transport.get_extra_info(which)
+    if not isinstance(name, tuple):
+        return UNIXAddress(name or None)
+    return (IPv6Address if len(name) == 4 else IPv4Address)("TCP", *name)
