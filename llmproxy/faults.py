@@ -6,6 +6,7 @@ OpenSSL and the engine raise.
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 
@@ -22,10 +23,13 @@ from llmproxy.errors import (
     BAD_REQUEST,
     GATEWAY_TIMEOUT,
     REQUEST_TIMEOUT,
+    SERVICE_UNAVAILABLE,
     Problem,
 )
 from llmproxy.http.body import BrokenBody, SilentBody
 from llmproxy.http.response import MalformedResponse
+
+_OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def explain(upstream: Upstream, failure: Failure) -> tuple[Problem, str] | None:
@@ -39,6 +43,10 @@ def explain(upstream: Upstream, failure: Failure) -> tuple[Problem, str] | None:
         return BAD_REQUEST, f"The request's body is broken: {failure.getErrorMessage()}"
     if failure.check(SilentBody):
         return REQUEST_TIMEOUT, failure.getErrorMessage()
+    if failure.check(error.ConnectError, OSError) and _number(failure.value) in _OUT_OF_DESCRIPTORS:
+        return SERVICE_UNAVAILABLE, (
+            f"This proxy has run out of file descriptors: it cannot connect to the upstream {upstream.name}."
+        )
     what = _connecting(failure) or _exchanging(failure)
     if what is None:
         return None
@@ -99,14 +107,27 @@ def _exchanging(failure: Failure) -> str | None:
 
 def _reason(fault: object) -> str:
     """Why a connection could not be made, without the words that Twisted puts around it."""
-    cause = getattr(fault, "osError", None) or (
-        fault.args[0] if isinstance(fault, Exception) and fault.args else None
-    )
-    if isinstance(cause, int):
-        return os.strerror(cause)
+    number = _number(fault)
+    if number is not None:
+        return os.strerror(number)
+    cause = _cause(fault)
     if isinstance(cause, Failure):
         return _reason(cause.value)
     return " ".join(str(cause or fault).split())
+
+
+def _number(fault: object) -> int | None:
+    """What the operating system calls it."""
+    cause = _cause(fault)
+    if isinstance(cause, Failure):
+        return _number(cause.value)
+    return cause if isinstance(cause, int) else None
+
+
+def _cause(fault: object) -> object:
+    return getattr(fault, "osError", None) or (
+        fault.args[0] if isinstance(fault, Exception) and fault.args else None
+    )
 
 
 def _tls_reason(fault: object) -> str:

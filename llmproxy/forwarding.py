@@ -206,7 +206,8 @@ class Forwarding:
             ending = Ending.REFUSED
         elif (explained := faults.explain(self._upstream, failure)) is not None:
             problem, message = explained
-            ending = Ending.UPSTREAM_FAILED
+            ours = problem is errors.SERVICE_UNAVAILABLE
+            ending = Ending.PROXY_FAILED if ours else Ending.UPSTREAM_FAILED
         else:
             failure.raiseException()
         self._log.warn("{message}", message=message)

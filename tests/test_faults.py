@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import ssl
+from collections.abc import Callable
 
 import attrs
 import pytest
@@ -133,6 +134,21 @@ FAULTS: Table = [
         "cannot be trusted or does not speak TLS: WRONG_VERSION_NUMBER",
     ),
 ]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize(
+    "fault",
+    [os_error, lambda number: error.ConnectBindError(number, "out"), lambda number: OSError(number, "out")],
+)
+def test_out_of_descriptors_is_a_fault_of_the_proxys_own(
+    fault: Callable[[int], BaseException], number: int
+) -> None:
+    explained = faults.explain(OPENAI, Failure(fault(number)))
+    assert explained is not None
+    problem, message = explained
+    assert problem is errors.SERVICE_UNAVAILABLE
+    assert message.startswith("This proxy has run out of file descriptors")
 
 
 @pytest.mark.parametrize(("fault", "problem", "what"), FAULTS)

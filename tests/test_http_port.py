@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -15,12 +16,15 @@ import pytest
 from twisted.internet import error
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IListeningPort
+from zope.interface import directlyProvides
 from zope.interface.verify import verifyObject
 
+from llmproxy.http.interfaces import IDoor
+from llmproxy.http.limits import DownstreamLimits
 from llmproxy.http.port import NativePort
 from tests.support import log_lines
 from tests.test_http_native import LOOPBACK, Counted, loop, socket_of, turns
-from tests.upstream_support import Native, Recorder, Recorders, until
+from tests.upstream_support import Native, Recorder, Recorders, authority, until
 
 __all__ = ["loop"]  # a fixture
 
@@ -214,8 +218,27 @@ class TestOutOfDescriptors:
 
         with log_lines() as lines:
             loop.run(test())
-        assert len(lines) == 2
-        assert all(os.strerror(number) in line for line in lines)
+        assert len(lines) == 1
+        assert os.strerror(number) in lines[0]
+
+    def test_it_is_told_once_until_nobody_waits_any_more(
+        self, loop: Native, listening: NativePort, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        faults: list[OSError] = [OSError(errno.EMFILE, "out")] * 3 + [BlockingIOError()]
+
+        def accept(self: socket.socket) -> Any:
+            raise faults.pop(0)
+
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        with log_lines() as lines:
+            for _ in range(4):
+                listening._accept()
+                loop.clock.advance(0.25)
+        assert len(lines) == 1
+        faults.append(OSError(errno.EMFILE, "out"))
+        with log_lines() as lines:
+            listening._accept()
+        assert len(lines) == 1
 
     def test_a_port_can_be_stopped_meanwhile(
         self, loop: Native, listening: NativePort, monkeypatch: pytest.MonkeyPatch
@@ -266,6 +289,113 @@ class TestOutOfDescriptors:
         monkeypatch.setattr(socket.socket, "accept", accept)
         with pytest.raises(OSError, match="Invalid argument"):
             listening._accept()
+
+
+class Door(Counted):
+    """A factory that counts its connections."""
+
+    limits = DownstreamLimits(header_time=0.2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = 1
+        self.expected: list[str] = []
+        self.crowded = False
+        directlyProvides(self, IDoor)
+
+    def expect(self, host: str) -> bool:
+        if len(self.expected) >= self.room:
+            return False
+        self.expected.append(host)
+        return True
+
+    def expect_no_more(self, host: str) -> None:
+        self.expected.remove(host)
+
+
+class TestDoor:
+    """A factory that has a say before its connections are up."""
+
+    def test_it_is_asked_first_and_told_when_a_connection_is_up(self, loop: Native) -> None:
+        seen: list[list[str]] = []
+
+        class Watching(Door):
+            def buildProtocol(self, addr: Any) -> Recorder | None:
+                seen.append(list(self.expected))
+                return super().buildProtocol(addr)
+
+            def expect(self, host: str) -> bool:
+                taken = super().expect(host)
+                seen.append(list(self.expected))
+                return taken
+
+        async def test() -> None:
+            server, client = await loop.accept(Watching())
+            assert seen == [[LOOPBACK], []]
+            client.close()
+            await until(lambda: server.ends)
+
+        loop.run(test())
+
+    def test_whom_it_does_not_expect_is_reset(self, loop: Native) -> None:
+        async def test() -> None:
+            factory = Door()
+            factory.room = 0
+            listening = loop.reactor.listenTCP(0, factory, interface=LOOPBACK)
+            host: Any = listening.getHost()
+            client = socket_of(loop)
+
+            async def call() -> bytes:
+                await loop.loop.sock_connect(client, (host.host, host.port))
+                return await loop.read_all(client)
+
+            with pytest.raises(ConnectionResetError):
+                await call()
+            assert factory.made == []
+            listening.stopListening()
+
+        loop.run(test())
+
+    def test_in_a_crowd_callers_wait(self, loop: Native) -> None:
+        async def test() -> None:
+            factory = Door()
+            factory.crowded = True
+            listening = loop.reactor.listenTCP(0, factory, interface=LOOPBACK)
+            host: Any = listening.getHost()
+            client = socket_of(loop)
+            await loop.loop.sock_connect(client, (host.host, host.port))
+            client.send(b"hello")
+            await until(lambda: loop.clock.getDelayedCalls())
+            assert factory.made == []
+            factory.crowded = False
+            loop.clock.advance(0.25)
+            await until(lambda: factory.made and factory.made[0].data == b"hello")
+            client.close()
+            await until(lambda: factory.made[0].ends)
+            listening.stopListening()
+
+        with log_lines() as lines:
+            loop.run(test())
+        assert len(lines) == 1
+        assert "file descriptors" in lines[0]
+
+    def test_a_tls_handshake_keeps_a_place_and_has_its_time(self, loop: Native) -> None:
+        async def test() -> None:
+            factory = Door()
+            options = authority().issue("proxy.example").options()
+            listening = loop.reactor.listenSSL(0, factory, options, interface=LOOPBACK)
+            host: Any = listening.getHost()
+            silent = socket_of(loop)
+            await loop.loop.sock_connect(silent, (host.host, host.port))
+            await until(lambda: factory.expected)
+            assert factory.expected == [LOOPBACK]
+            with contextlib.suppress(ConnectionResetError):
+                assert await loop.read_all(silent) == b""
+            await until(lambda: not factory.expected)
+            assert factory.made == []
+            listening.stopListening()
+
+        loop.run(test())
 
 
 class TestUnix:

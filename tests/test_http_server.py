@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 import pytest
@@ -61,6 +62,43 @@ class TestLimits:
         for number in range(100):
             crowd.connect(f"192.0.2.{number}").leave()
         assert len(crowd.site._from) == 0
+
+    def test_those_that_are_expected_count_as_well(self) -> None:
+        crowd = Crowd(connections=2)
+        entrance = Entrance(crowd.site)
+        assert entrance.expect("192.0.2.1")
+        assert not crowd.connect().refused
+        assert crowd.connect().refused
+        assert not entrance.expect("192.0.2.1")
+        entrance.expect_no_more("192.0.2.1")
+        assert not crowd.connect().refused
+
+    def test_those_that_are_expected_count_for_their_address(self) -> None:
+        crowd = Crowd(connections_per_address=1)
+        assert crowd.site.expect("192.0.2.1")
+        assert crowd.connect().refused
+        assert not crowd.site.expect("192.0.2.1")
+        assert crowd.site.expect("192.0.2.2")
+        for host in ("192.0.2.1", "192.0.2.2"):
+            crowd.site.expect_no_more(host)
+        assert len(crowd.site._from) == 0
+
+    @pytest.mark.parametrize(
+        ("descriptors", "places"), [(164, 50), (20, 5), (1, 1), (resource.RLIM_INFINITY, None)]
+    )
+    def test_each_client_leaves_a_descriptor_for_an_upstream(
+        self, monkeypatch: pytest.MonkeyPatch, descriptors: int, places: int | None
+    ) -> None:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
+        crowd = Crowd()
+        entrance = Entrance(crowd.site)
+        taken = [crowd.connect() for _ in range((places or 100) - 1)]
+        assert entrance.expect("192.0.2.1")
+        assert not any(connection.refused for connection in taken)
+        assert entrance.crowded == (places is not None)
+        assert crowd.connect().refused == (places is not None)
+        entrance.expect_no_more("192.0.2.1")
+        assert not entrance.crowded
 
     def test_one_that_is_refused_disturbs_nobody(self) -> None:
         crowd = Crowd(connections=1)

@@ -124,7 +124,7 @@ PLAIN = attrs.evolve(CONFIG, upstreams=(attrs.evolve(OPENAI, base_url=BaseURL("h
 def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The limits of descriptors that were asked for, in place of the process's own, which is left alone."""
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limit: asked.append(limit))
     return asked
 

@@ -58,6 +58,19 @@ class IStreamedRequest(IRequest):
         """Send an interim response, such as 103 Early Hints, before the response itself (RFC 9110 section 15.2)."""
 
 
+class IDoor(Interface):
+    """A factory that counts connections from the moment that they are accepted, before they are up."""
+
+    limits: Any = Attribute("The DownstreamLimits; a TLS handshake has the time of a request's head.")
+    crowded: bool = Attribute("No more should be accepted, or no descriptors would be left for upstreams.")
+
+    def expect(host: str) -> bool:
+        """Keep a place for a connection from a host; false where it is to be refused."""
+
+    def expect_no_more(host: str) -> None:
+        """Give the place back: the connection is up, or will not be."""
+
+
 class IAbortableResponse(IResponse):
     """A response of which all headers are told, and which can be given up.
 

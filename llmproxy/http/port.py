@@ -17,6 +17,8 @@ from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from llmproxy.http.interfaces import IDoor
+from llmproxy.http.sockets import reset
 from llmproxy.http.tls import ServerCertificate
 from llmproxy.http.transports import NativeTransport
 
@@ -27,6 +29,7 @@ _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 # Seconds that the loop may wait for what was written to a TLS connection that is closed: whoever closes has a time of its own.
 _NO_BOUND = 24 * 3600.0
 _ACCEPT_AGAIN = 0.25  # seconds until accepting is tried again after descriptors ran out
+_CROWDED = "clients have as many file descriptors as leave one for an upstream to each of them"
 _ACCEPT_AT_ONCE = (
     64  # connections accepted in one turn, so that a crowd at the door does not stop those inside
 )
@@ -49,6 +52,8 @@ class NativePort:
         self._loop = reactor._loop
         self._socket: socket.socket | None = sock
         self._factory = factory
+        self._door: Any = factory if IDoor.providedBy(factory) else None
+        self._warned = False
         self._again: Any = None
         self._accepting: set[asyncio.Task[None]] = set()
         sock.setblocking(False)
@@ -91,46 +96,88 @@ class NativePort:
         return self._host
 
     def _accept(self) -> None:
-        for _ in range(_ACCEPT_AT_ONCE):
+        for turn in range(_ACCEPT_AT_ONCE):
             listening = self._socket
             if listening is None:
                 return
+            if self._door is not None and self._door.crowded:
+                if turn == 0:  # somebody waits
+                    self._pause(listening, _CROWDED)
+                return
             try:
-                sock, _peer = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                sock, peer = listening.accept()
+            except BlockingIOError:
+                self._warned = False  # nobody waits any more
+                return
+            except (InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._pause(listening, error)
+                if error.errno not in _OUT_OF_RESOURCES:
+                    raise
+                self._pause(listening, error.strerror)
                 return
-            sock.setblocking(False)
-            task = asyncio.ensure_future(self._serve(sock), loop=self._loop)
-            self._accepting.add(task)  # the loop itself keeps only a weak reference
-            task.add_done_callback(self._accepting.discard)
+            self._let_in(sock, peer[0] if isinstance(peer, tuple) else "")
 
-    def _pause(self, listening: socket.socket, error: OSError) -> None:
+    def _let_in(self, sock: socket.socket, host: str) -> None:
+        factory = self._factory
+        if self._door is not None:
+            if not self._door.expect(host):
+                reset(sock)
+                return
+            factory = _Expected(self._door, host)
+        sock.setblocking(False)
+        task = asyncio.ensure_future(self._serve(sock, factory), loop=self._loop)
+        self._accepting.add(task)  # the loop itself keeps only a weak reference
+        task.add_done_callback(self._accepting.discard)
+
+    def _pause(self, listening: socket.socket, reason: str | None) -> None:
         """Leave the callers in the kernel's queue: those that are connected are served, and then there is room again."""
-        if error.errno not in _OUT_OF_RESOURCES:
-            raise error
         self._loop.remove_reader(listening.fileno())
         self._again = self._reactor.callLater(_ACCEPT_AGAIN, self.startListening)
-        self._log.warn(
-            "No connections are accepted for a moment on {host}: {error}",
-            host=self._host,
-            error=error.strerror,
-        )
+        if not self._warned:
+            self._warned = True  # until the queue was empty
+            self._log.warn(
+                "No connections are accepted for now on {host}: {reason}", host=self._host, reason=reason
+            )
 
-    async def _serve(self, sock: socket.socket) -> None:
-        transport = NativeTransport(self._factory)
+    async def _serve(self, sock: socket.socket, factory: Any) -> None:
+        transport = NativeTransport(factory)
         loop: Any = self._loop  # uvloop's, with more arguments than typeshed knows for all Pythons
         try:
             await loop.connect_accepted_socket(
                 lambda: transport,
                 sock,
                 ssl=None if self.tls is None else self.tls.context,
+                ssl_handshake_timeout=None
+                if self.tls is None or self._door is None
+                else self._door.limits.header_time,
                 ssl_shutdown_timeout=None if self.tls is None else _NO_BOUND,
             )
         except (OSError, ssl.SSLError, ConnectionError):
-            sock.close()  # a peer that left, or whose handshake failed
+            sock.close()  # a peer that left, or whose handshake failed or took too long
+        finally:
+            if isinstance(factory, _Expected):
+                factory.leave()
+
+
+class _Expected:
+    """The factory of one connection, which has a place from the moment that it was accepted."""
+
+    def __init__(self, door: Any, host: str) -> None:
+        self._door = door
+        self._host = host
+        self._waits = True
+
+    def buildProtocol(self, peer: IAddress) -> Any:
+        """Build the protocol of the connection, which is up and is counted as such from now on."""
+        self.leave()
+        return self._door.buildProtocol(peer)
+
+    def leave(self) -> None:
+        """Give the place back."""
+        if self._waits:
+            self._waits = False
+            self._door.expect_no_more(self._host)
 
 
 def _host(sock: socket.socket) -> IAddress:

@@ -15,11 +15,14 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory
 from twisted.web import server
 from twisted.web.resource import IResource
+from zope.interface import implementer
 
 from llmproxy.deadline import SharedClock
 from llmproxy.http.channel import Channel
+from llmproxy.http.interfaces import IDoor
 from llmproxy.http.limits import DownstreamLimits
 from llmproxy.http.request import Request
+from llmproxy.http.sockets import places
 
 
 class Site(server.Site):
@@ -46,7 +49,8 @@ class Site(server.Site):
         self._drained: Deferred[None] | None = None
         self._itself = Entrance(self)
         self.clock = SharedClock(reactor)
-        self._from: Counter[str] = Counter()
+        self._from: Counter[str] = Counter()  # connections by host, those that are expected included
+        self._expected = 0
 
     def startFactory(self) -> None:
         """Start no access log: the stock one holds query strings, and those may hold keys."""
@@ -60,13 +64,29 @@ class Site(server.Site):
 
     def buildProtocol(self, addr: Any) -> Any:
         """Take a connection, unless there are too many, or too many from there."""
-        if len(self._channels) >= self.limits.connections:
-            return None
-        if self._from[_host(addr)] >= self.limits.connections_per_address:
+        if self.crowded or not self._has_room(_host(addr)):
             return None
         channel: Any = super().buildProtocol(addr)
         channel.entrance = self._itself
         return channel
+
+    @property
+    def crowded(self) -> bool:
+        """Clients have as many descriptors as they may: each may need another one, for its upstream."""
+        return len(self._channels) + self._expected >= places()
+
+    def expect(self, host: str) -> bool:
+        """See :class:`~llmproxy.http.interfaces.IDoor`."""
+        if not self._has_room(host):
+            return False
+        self._expected += 1
+        self._from[host] += 1
+        return True
+
+    def expect_no_more(self, host: str) -> None:
+        """See :class:`~llmproxy.http.interfaces.IDoor`."""
+        self._expected -= 1
+        self._leave(host)
 
     def opened(self, channel: Channel) -> None:
         """A connection is there."""
@@ -77,9 +97,7 @@ class Site(server.Site):
     def closed(self, channel: Channel) -> None:
         """A connection is gone."""
         self._channels.discard(channel)
-        self._from[channel.peer] -= 1
-        if not self._from[channel.peer]:
-            del self._from[channel.peer]
+        self._leave(channel.peer)
         if not self._channels:
             self.clock.rest()
         self._tell_drained()
@@ -109,6 +127,17 @@ class Site(server.Site):
         for channel in list(self._channels):
             channel.abortConnection()
 
+    def _has_room(self, host: str) -> bool:
+        return (
+            len(self._channels) + self._expected < self.limits.connections
+            and self._from[host] < self.limits.connections_per_address
+        )
+
+    def _leave(self, host: str) -> None:
+        self._from[host] -= 1
+        if not self._from[host]:
+            del self._from[host]
+
     def _tell_drained(self) -> None:
         drained = self._drained
         if drained is not None and not self._channels:
@@ -116,6 +145,7 @@ class Site(server.Site):
             drained.callback(None)
 
 
+@implementer(IDoor)
 class Entrance(Factory):
     """What a listener makes its connections with. They are the Site's, and know which way they came.
 
@@ -134,6 +164,24 @@ class Entrance(Factory):
         if channel is not None:
             channel.entrance = self
         return channel
+
+    @property
+    def limits(self) -> DownstreamLimits:
+        """The Site's."""
+        return self._site.limits
+
+    @property
+    def crowded(self) -> bool:
+        """See :attr:`Site.crowded`."""
+        return self._site.crowded
+
+    def expect(self, host: str) -> bool:
+        """See :meth:`Site.expect`."""
+        return self._site.expect(host)
+
+    def expect_no_more(self, host: str) -> None:
+        """See :meth:`Site.expect_no_more`."""
+        self._site.expect_no_more(host)
 
     def drain(self) -> None:
         """Close the connections that came this way: the idle ones, and the others when their requests are answered."""

@@ -1,9 +1,11 @@
-"""What is asked of a connection's socket itself, past the event loop's transport."""
+"""What is asked of sockets themselves, past the event loop's transports, and how many there may be."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import resource
+import socket
 import struct
 import sys
 import termios
@@ -12,6 +14,9 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
+
+NO_LINGER = struct.pack("ii", 1, 0)  # with this, a close is a reset
+_OTHERS = 64  # descriptors that are for neither clients nor upstreams: files, listeners, the event loop
 
 
 def unsent(descriptor: int) -> int | None:
@@ -23,6 +28,20 @@ def unsent(descriptor: int) -> int | None:
     except OSError:
         return None
     return int(count)
+
+
+def places() -> int:
+    """How many clients there may be, so that there is a descriptor for an upstream's connection for each of them."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(1, (soft - min(_OTHERS, soft // 2)) // 2)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a connection so that its peer can tell that from an end."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+    sock.close()
 
 
 def read_rest(descriptor: int, most: int) -> Iterator[bytes]:

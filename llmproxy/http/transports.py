@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +18,12 @@ from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from llmproxy.http.sockets import address_of, read_rest, unsent
+from llmproxy.http.sockets import NO_LINGER, address_of, read_rest, unsent
 
 WRITE_BUFFER = 64 * 1024  # bytes that may wait in a transport before its producer is paused
 
 _LOOK_AGAIN = 0.5  # seconds between two looks whether the peer of a TLS connection that is closed has all that was written
 _REST = 1 << 20  # bytes that are read at most of what a peer had sent before its connection broke
-_NO_LINGER = struct.pack("ii", 1, 0)
 _DONE = Failure(ConnectionDone())
 _ABORTED = Failure(ConnectionAborted())
 
@@ -188,7 +186,7 @@ class NativeTransport(asyncio.Protocol):
             sock = self._transport.get_extra_info("socket")
             if sock is not None:
                 # So that the peer sees a reset, as Twisted's own transports do it: a plain close would look like an end.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             self._transport.abort()
 
     def loseWriteConnection(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import Background
-from tests.integration.process import AUTHORIZATION, Proxy, eventually, running
+from tests.integration.process import AUTHORIZATION, REACTOR, Proxy, eventually, running
 from tests.integration.upstream import Upstream
 from tests.integration.wire import LAST_CHUNK, PATIENCE, Body, Ending, Wire, chunked, message
 
@@ -304,19 +305,55 @@ def test_it_raises_its_own_limit_of_descriptors(tmp_path: Path, upstream: Upstre
         assert limits_of(proxy) == ["200", "200"]
 
 
+def crowd_of(proxy: Proxy, count: int) -> list[socket.socket]:
+    """Clients of which most will not be taken, and not all have room in the kernel's queue."""
+    crowd = [socket.socket() for _ in range(count)]
+    for sock in crowd:
+        sock.setblocking(False)
+        sock.connect_ex(("127.0.0.1", proxy.twistd.port))
+    return crowd
+
+
+def test_a_crowd_leaves_descriptors_for_upstreams(tmp_path: Path, upstream: Upstream) -> None:
+    with running(tmp_path, upstream, descriptors=(100, 100)) as proxy:
+        client = proxy.send(b"GET /openai/v1/stream")
+        wire, _ = upstream.receive()
+        wire.send(message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked"))
+        body = Body(client, client.head())
+        others = [proxy.connect() for _ in range(10)]
+        assert all(is_served(other) for other in others)
+        crowd = crowd_of(proxy, 150)
+        for _ in range(20):
+            wire.send(chunked(b"event"))
+            assert body.exactly(5) == b"event"
+        # Each client that was let in finds a descriptor for its upstream.
+        for other in others:
+            other.send(GET)
+        wires = [upstream.receive()[0] for _ in others]
+        for upstreams in wires:
+            upstreams.send(OK)
+        assert [other.response().body for other in others] == [b"ok"] * 10
+        assert descriptors_of(proxy) < 100
+        wire.send(LAST_CHUNK)
+        assert body.rest() == b""
+        for sock in crowd:
+            sock.close()
+        eventually(lambda: takes_another(proxy), "it accepts again")
+        if REACTOR is None:  # Twisted's port takes what it will not serve, and closes that
+            assert proxy.twistd.log.count("No connections are accepted") == 1
+
+
 def test_out_of_descriptors_it_serves_what_it_has_and_recovers(tmp_path: Path, upstream: Upstream) -> None:
-    with running(tmp_path, upstream, descriptors=(64, 64)) as proxy:
+    with running(tmp_path, upstream, descriptors=(100, 100)) as proxy:
         client = proxy.send(b"GET /openai/v1/stream")
         wire, _ = upstream.receive()
         wire.send(message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked"))
         body = Body(client, client.head())
         other = proxy.connect()
         assert is_served(other)
-        crowd = [socket.socket() for _ in range(150)]
-        for sock in crowd:
-            sock.setblocking(False)  # most will not be taken, and not all have room in the kernel's queue
-            sock.connect_ex(("127.0.0.1", proxy.twistd.port))
-        eventually(lambda: descriptors_of(proxy) >= 63, "it is out of descriptors")
+        used = descriptors_of(proxy)
+        resource.prlimit(proxy.twistd.pid, resource.RLIMIT_NOFILE, (used, 100))  # all that are left are taken
+        crowd = crowd_of(proxy, 150)
         for _ in range(20):
             wire.send(chunked(b"event"))
             assert body.exactly(5) == b"event"
@@ -329,11 +366,13 @@ def test_out_of_descriptors_it_serves_what_it_has_and_recovers(tmp_path: Path, u
         wire.request()
         other.send(GET)  # for which there is no second connection to the upstream
         refused = other.response()
-        assert (refused.head.status, refused.json["error"]) == (502, "bad_gateway")
+        assert (refused.head.status, refused.json["error"]) == (503, "service_unavailable")
+        assert "This proxy has run out of file descriptors" in refused.json["message"]
         wire.send(OK)
         assert client.response().body == b"ok"
         for sock in crowd:
             sock.close()
+        resource.prlimit(proxy.twistd.pid, resource.RLIMIT_NOFILE, (100, 100))
         eventually(lambda: takes_another(proxy), "it accepts again")
         client = proxy.send(b"GET /openai/v1/models")
         assert wire.request().head.line == b"GET /v1/models HTTP/1.1"

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -351,14 +352,22 @@ def test_a_ca_file_counts_for_its_upstream_alone(tmp_path: Path, authority: trus
 
 
 @contextlib.contextmanager
-def listening_with_tls(authority: trustme.CA, cwd: Path, *options: str) -> Iterator[Twistd]:
-    """A demo that listens with TLS."""
+def listening_with_tls(authority: trustme.CA, cwd: Path, *options: str, **limits: str) -> Iterator[Twistd]:
+    """A demo that listens with TLS; with limits, which a demo does not have, a proxy without an upstream."""
     certificate = authority.issue_cert("localhost", "127.0.0.1")
     certificate.private_key_pem.write_to_path(str(cwd / "key.pem"))
     for pem in certificate.cert_chain_pems:
         pem.write_to_path(str(cwd / "chain.pem"), append=True)
     listen = f"ssl:0:interface=127.0.0.1:privateKey={cwd}/key.pem:certKey={cwd}/chain.pem"
-    twistd = Twistd(*FOREGROUND, "--demo", "--port", listen, *options, settings={}, cwd=cwd)
+    nowhere = "http://127.0.0.1:1"
+    twistd = Twistd(
+        *FOREGROUND,
+        *(() if limits else ("--demo",)),
+        *("--port", listen),
+        *options,
+        settings=settings(nowhere, nowhere, **limits) if limits else {},
+        cwd=cwd,
+    )
     try:
         yield twistd
     finally:
@@ -430,6 +439,24 @@ def test_a_client_that_does_not_speak_tls_disturbs_no_one(
     client = connect_securely(secured.port, trusting_client)
     client.send(message(b"GET /healthz HTTP/1.1", b"Host: x"))
     assert client.response().body == b"ok"
+
+
+def test_a_client_that_never_finishes_the_handshake_is_closed_and_counted(
+    tmp_path: Path, authority: trustme.CA, trusting_client: ssl.SSLContext
+) -> None:
+    limits = {"CLIENT_HEADER_TIMEOUT": "1", "CLIENT_KEEP_ALIVE": "1", "CLIENT_MAX_CONNECTIONS": "2"}
+    with listening_with_tls(authority, tmp_path, **limits) as twistd:
+        begun = time.monotonic()
+        silent = [connect(twistd.port) for _ in range(2)]
+        if REACTOR is None:  # Twisted's TLS builds something around no protocol, too
+            with pytest.raises(OSError):  # noqa: PT011
+                connect_securely(twistd.port, trusting_client)
+        for client in silent:
+            client.to_end()
+        assert 0.9 < time.monotonic() - begun < 10
+        client = connect_securely(twistd.port, trusting_client)
+        client.send(message(b"GET /healthz HTTP/1.1", b"Host: x"))
+        assert client.response().body == b"ok"
 
 
 @pytest.mark.parametrize(
