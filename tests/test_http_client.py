@@ -241,6 +241,23 @@ class TestSecondSending:
         assert read(outcome.result).body == b"ok"
         assert len(outcome.results) == 1
 
+    @pytest.mark.parametrize(("after", "attempts"), [(0.25, 2), (0.26, 1), (10.0, 1)])
+    def test_after_more_than_a_round_trip_it_may_have_been_acted_upon(
+        self, agent: MemoryAgent, after: float, attempts: int
+    ) -> None:
+        agent.reactor.advance(3.0)
+        wire = agent.kept()
+        agent.reactor.advance(1.0)  # idle time does not count
+        outcome = agent.ask(b"POST", body=Whole(b"hello"))
+        agent.reactor.advance(after)
+        wire.lose(RESET)
+        assert agent.attempts == attempts
+        assert outcome.pending == (attempts == 2)
+        if attempts == 1:
+            assert outcome.failure.check(ResponseNeverReceived)
+        else:
+            outcome.deferred.cancel()
+
     def test_a_chunked_body_and_its_trailers_are_sent_as_they_were(self, agent: MemoryAgent) -> None:
         wire = agent.kept()
         body = Upload()

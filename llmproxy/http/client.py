@@ -12,6 +12,7 @@ from urllib.parse import SplitResult
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 from twisted.web.http_headers import Headers
@@ -27,6 +28,10 @@ from llmproxy.http.limits import UpstreamLimits
 from llmproxy.http.native import native
 from llmproxy.http.pool import Pool
 from llmproxy.http.response import Response
+
+# Seconds within which a connection that the upstream had dropped is reset by what is sent on it: to most upstreams, more than a
+# round trip. In more time than that, one may read a request, act on it and fail; then the client has to decide.
+_ROUND_TRIP = 0.25
 
 
 def _directly(host: str) -> SplitResult | None:
@@ -73,7 +78,9 @@ class PooledAgent:
         fields = (
             headers if isinstance(headers, Fields) else Fields(() if headers is None else pairs_of(headers))
         )
-        sending = _Sending(pool, self._limits, method, uri[authority_end:], fields, bodyProducer)
+        sending = _Sending(
+            self._reactor, pool, self._limits, method, uri[authority_end:], fields, bodyProducer
+        )
         connection = pool.take()
         return pool.acquire().addCallback(sending.send) if connection is None else sending.send(connection)
 
@@ -100,12 +107,14 @@ class _Sending:
     """One request, and the one case in which it is sent again.
 
     A *kept* connection may have been dropped by the upstream in the moment in which we use it. Where it was *reset* before a
-    byte of response, the upstream had closed it and read nothing, so a fresh connection is tried once. Where it was *closed* in
-    order, the upstream may have read the request and acted on it; that is not for us to repeat.
+    byte of response, and within a round trip of the sending, the upstream had closed it and read nothing, so a fresh connection
+    is tried once. Where it was reset later, or *closed* in order, the upstream may have read the request and acted on it; that
+    is not for us to repeat.
     """
 
     def __init__(
         self,
+        clock: IReactorTime,
         pool: Pool,
         limits: UpstreamLimits,
         method: bytes,
@@ -113,6 +122,7 @@ class _Sending:
         fields: Fields,
         body: IBodyProducer | None,
     ) -> None:
+        self._clock = clock
         self._pool = pool
         self._limits = limits
         self._request = (method, target, fields)
@@ -122,14 +132,17 @@ class _Sending:
         if connection.exchanges == 0:
             return self._send(connection, self._body)
         body = hold(self._body, self._limits.held_body)
-        return self._send(connection, body).addErrback(self._send_again, body)
+        begun = self._clock.seconds()
+        return self._send(connection, body).addErrback(self._send_again, body, begun)
 
     def _send(self, connection: UpstreamConnection, body: IBodyProducer | IWholeBody | None) -> Deferred[Any]:
         method, target, fields = self._request
         return connection.send(method, target, fields, body, getattr(fields, "informational", None))
 
-    def _send_again(self, failure: Failure, body: Any) -> Any:
+    def _send_again(self, failure: Failure, body: Any, begun: float) -> Any:
         fault = failure.value
+        if self._clock.seconds() - begun > _ROUND_TRIP:
+            return failure
         if not isinstance(fault, (ResponseNeverReceived, RequestTransmissionFailed)) or fault.reasons[
             0
         ].check(ConnectionDone):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -264,6 +265,16 @@ def test_what_a_kept_connection_dropped_unread_is_sent_once_more(
     }
     fresh.send(OK)
     assert client.response().body == b"ok"
+
+
+def test_what_was_reset_after_a_while_may_have_been_acted_upon(proxy: Proxy, openai: Upstream) -> None:
+    client, wire = kept(proxy, openai)
+    send_again(client)
+    wire.request()
+    time.sleep(0.4)
+    wire.reset()
+    assert_problem(client.response(), 502, "bad_gateway", "openai", "reset")
+    assert openai.waiting() == 0
 
 
 def test_it_is_not_sent_a_third_time(proxy: Proxy, openai: Upstream) -> None:
