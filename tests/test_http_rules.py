@@ -183,13 +183,17 @@ class TestWebSocket:
     def test_a_handshake_is_told(self, value: bytes) -> None:
         assert wants_websocket(b"GET", Fields([(b"upgrade", value)]))
 
+    @pytest.mark.parametrize("length", [b"0", b"00"])
+    def test_no_bytes_are_no_body(self, length: bytes) -> None:
+        assert wants_websocket(b"GET", Fields([(b"Upgrade", b"websocket"), (b"Content-Length", length)]))
+
     @pytest.mark.parametrize(
         ("method", "pairs"),
         [
             (b"GET", []),
             (b"GET", [(b"Upgrade", b"h2c")]),
             (b"POST", [(b"Upgrade", b"websocket")]),
-            (b"GET", [(b"Upgrade", b"websocket"), (b"Content-Length", b"0")]),
+            (b"GET", [(b"Upgrade", b"websocket"), (b"Content-Length", b"1")]),
             (b"GET", [(b"Upgrade", b"websocket"), (b"Transfer-Encoding", b"chunked")]),
         ],
     )

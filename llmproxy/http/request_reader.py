@@ -234,6 +234,8 @@ class RequestReader:
             request.method, request.requestHeaders
         ):
             request.websocket = True
+            if request.body is not None:
+                request.body.end(None)  # "Content-Length: 0"
             self.reading = UPGRADE
             self.incoming = None
             return True

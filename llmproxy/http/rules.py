@@ -98,7 +98,8 @@ def body_length(method: bytes, version: bytes, fields: Fields) -> Any:
 
 def wants_websocket(method: bytes, fields: Fields) -> bool:
     """Tell whether a request is a WebSocket handshake (RFC 6455 section 4.1), the one upgrade that is passed on."""
-    bodiless = not any(fields.values_of(name) for name in FRAMING)
+    lengths = fields.values_of(b"content-length")
+    bodiless = not fields.values_of(b"transfer-encoding") and not any(map(int, lengths))
     return (
         method == b"GET"
         and bodiless

@@ -256,6 +256,22 @@ def test_bytes_pass_each_way_at_once(proxy: Proxy, openai: Upstream) -> None:
         assert client.exactly(9) == b"\xffdown\r\n\r\n"
 
 
+def test_a_handshake_may_say_that_it_has_no_body(proxy: Proxy, openai: Upstream) -> None:
+    client = proxy.connect()
+    client.send(
+        message(b"GET /openai/v1/realtime HTTP/1.1", *HANDSHAKE, AUTHORIZATION, b"Content-Length: 0")
+        + b"early"
+    )
+    wire, request = openai.receive()
+    assert request.head.values(b"upgrade") == [b"websocket"]
+    assert request.head.values(b"content-length") == [b"0"]
+    wire.send(SWITCHING)
+    assert client.head().status == 101
+    assert wire.exactly(5) == b"early"
+    wire.send(b"down")
+    assert client.exactly(4) == b"down"
+
+
 def test_what_comes_with_the_handshakes_is_not_lost(proxy: Proxy, openai: Upstream) -> None:
     client = proxy.connect()
     client.send(message(b"GET /openai/v1/realtime HTTP/1.1", *HANDSHAKE, AUTHORIZATION) + b"early")
