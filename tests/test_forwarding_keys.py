@@ -330,7 +330,7 @@ class TestBody:
         upstream.receive(b"HTTP/1.1 %d No\r\nContent-Length: 2\r\n\r\nno" % code)
         response = client.response()
         assert (response.status, response.body, response.values(b"connection")) == (code, b"no", [b"close"])
-        assert (line.connections, upstream.ending) == (1, "closed")
+        assert (line.connections, upstream.ending) == (1, "reset")
         client.send(b"56789")
         assert client.ending == "closed"
 
