@@ -27,6 +27,7 @@ from llmproxy.errors import (
     Problem,
 )
 from llmproxy.http.body import BrokenBody, SilentBody
+from llmproxy.http.pool import NoneFree
 from llmproxy.http.response import MalformedResponse
 
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
@@ -55,8 +56,14 @@ def explain(upstream: Upstream, failure: Failure) -> tuple[Problem, str] | None:
     return BAD_GATEWAY_RETRY if ended else BAD_GATEWAY, f"{_name(upstream)} {what}."
 
 
-def silent(upstream: Upstream, seconds: float) -> tuple[Problem, str]:
-    """Say that an upstream took a request and sent nothing for a time."""
+def silent(upstream: Upstream, seconds: float, given_up: Failure | None = None) -> tuple[Problem, str]:
+    """Say that an upstream took a request and sent nothing for a time.
+
+    :param given_up: how the request failed when it was given up; perhaps it had not been sent yet.
+    """
+    if given_up is not None and given_up.check(NoneFree):
+        what = f"No connection to the upstream {upstream.name} became free for {seconds:g} seconds"
+        return GATEWAY_TIMEOUT, f"{what}: as many as there may be are in use."
     return GATEWAY_TIMEOUT, f"{_name(upstream)} sent nothing for {seconds:g} seconds."
 
 

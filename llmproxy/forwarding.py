@@ -199,7 +199,7 @@ class Forwarding:
         if self._exchange.ending is Ending.CLIENT_LEFT:
             return
         if self._gave_up:
-            problem, message = faults.silent(self._upstream, self._upstream.timeouts.first_byte)
+            problem, message = faults.silent(self._upstream, self._upstream.timeouts.first_byte, failure)
             ending = Ending.UPSTREAM_SILENT
         elif failure.check(admission.Forbidden):
             problem, message = errors.FORBIDDEN, failure.getErrorMessage()

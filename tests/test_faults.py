@@ -22,6 +22,7 @@ from twisted.web.http import _DataLoss
 
 from llmproxy import errors, faults
 from llmproxy.http.body import BrokenBody, SilentBody
+from llmproxy.http.pool import NoneFree
 from llmproxy.http.response import MalformedResponse
 from llmproxy.values import BaseURL
 from tests.support import OPENAI
@@ -236,3 +237,11 @@ def test_a_silent_upstream_is_told_with_the_time_that_was_waited(seconds: float,
         errors.GATEWAY_TIMEOUT,
         f"The upstream openai (openai.example) sent nothing for {shown} seconds.",
     )
+
+
+def test_a_request_that_was_never_sent_is_not_the_silence_of_its_upstream() -> None:
+    assert faults.silent(OPENAI, 600, Failure(NoneFree())) == (
+        errors.GATEWAY_TIMEOUT,
+        "No connection to the upstream openai became free for 600 seconds: as many as there may be are in use.",
+    )
+    assert "sent nothing" in faults.silent(OPENAI, 600, Failure(CancelledError()))[1]

@@ -20,6 +20,7 @@ from llmproxy.http.body import BrokenBody
 from llmproxy.http.fields import Fields
 from llmproxy.http.held_body import again, hold
 from llmproxy.http.limits import UpstreamLimits
+from llmproxy.http.pool import NoneFree
 from tests.upstream_support import HOST, OK, RESET, MemoryAgent, Upload, Whole, Wire, read
 
 REQUEST = b"GET /v1/x HTTP/1.1\r\nHost: upstream.example\r\n\r\n"
@@ -168,7 +169,7 @@ class TestCancelling:
         wire = agent.accept()
         wire.take()
         second.deferred.cancel()
-        assert second.failure.check(CancelledError)
+        assert second.failure.check(NoneFree)
         wire.receive(OK)
         assert first.result.code == 200
         assert wire.take().startswith(b"GET /third ")

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -18,6 +18,10 @@ from llmproxy.http.connection import UpstreamConnection
 from llmproxy.http.limits import UpstreamLimits
 
 Connect = Callable[[Callable[[], UpstreamConnection]], Deferred[UpstreamConnection]]
+
+
+class NoneFree(CancelledError):
+    """A request waited for a connection until it was given up: nothing of it was sent."""
 
 
 class Pool:
@@ -58,10 +62,13 @@ class Pool:
         return self._idle.pop()[1] if self._idle else None
 
     def acquire(self) -> Deferred[UpstreamConnection]:
-        """Get a new connection for one exchange, or wait for one that others give back."""
+        """Get a new connection for one exchange, or wait for one that others give back.
+
+        Cancelling that wait makes it fail with :class:`NoneFree`.
+        """
         if self._open < self._limits.connections:
             return self._open_one()
-        waiting: Deferred[UpstreamConnection] = Deferred(self._waiting.remove)
+        waiting: Deferred[UpstreamConnection] = Deferred(self._give_up)
         self._waiting.append(waiting)
         return waiting
 
@@ -74,6 +81,10 @@ class Pool:
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
+
+    def _give_up(self, waiting: Deferred[UpstreamConnection]) -> None:
+        self._waiting.remove(waiting)
+        waiting.errback(NoneFree())
 
     def _open_one(self) -> Deferred[UpstreamConnection]:
         self._open += 1

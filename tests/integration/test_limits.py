@@ -267,6 +267,18 @@ def test_a_request_that_waits_is_served_when_the_connection_before_it_is_gone(
         assert second.response().body == b"ok"
 
 
+def test_a_request_that_never_got_a_connection_is_told_so(tmp_path: Path, upstream: Upstream) -> None:
+    with running(tmp_path, upstream, UPSTREAM_MAX_CONNECTIONS="1", UPSTREAM_FIRST_BYTE_TIMEOUT="1") as proxy:
+        client = proxy.send(b"GET /openai/v1/stream")
+        wire, _ = upstream.receive()
+        wire.send(message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked"))
+        client.head()
+        response = proxy.ask(b"GET /openai/v1/models")
+        assert (response.head.status, response.json["error"]) == (504, "gateway_timeout")
+        assert "No connection to the upstream openai became free for 1 seconds" in response.json["message"]
+        wire.send(LAST_CHUNK)
+
+
 def test_idle_connections_to_the_upstream_are_used_again_and_not_kept_for_long(
     tmp_path: Path, upstream: Upstream
 ) -> None:
