@@ -143,6 +143,7 @@ class TestConnections:
         wire = reloading.warm(reloading.change(KEYED))
         reloading.change(ANTHROPIC)
         assert wire.ending == "closed"
+        wire.turn()
         assert reloading.reactor.getDelayedCalls() == []
 
     def test_certificates_that_were_replaced_under_the_same_name_count(
@@ -188,6 +189,8 @@ class TestConnections:
         wires = [reloading.warm(route) for route in routes]
         reloading.close()
         assert [wire.ending for wire in wires] == ["closed", "closed"]
+        for wire in wires:
+            wire.turn()
         assert reloading.reactor.getDelayedCalls() == []
 
     def test_upstreams_share_none(self, reloading: Reloading) -> None:
