@@ -176,7 +176,7 @@ class Forwarding:
         look = None
         if self._gateway.observer is not None:
             look = look_at_session(self._exchange, self._upstream.family, extensions, clock)
-        tunnel = Tunnel(self._session_over, clock, look)
+        tunnel = Tunnel(self._over, clock, self._gateway.close_time, look)
         self._passage = tunnel
         if rights.depend_on_model(self._caller.client):
             guard = admission.session_guard(self._caller.client, self._upstream, self._target, extensions)
@@ -184,9 +184,6 @@ class Forwarding:
         headers.offer_websocket(self._request.responseHeaders)
         self._request.switchProtocols(tunnel.client)
         response.switchProtocols(tunnel.upstream)
-
-    def _session_over(self) -> None:
-        self._over(Ending.COMPLETED)
 
     def _session_refused(self, reason: str) -> None:
         self._log.warn("A WebSocket session was ended: {reason}", reason=reason)

@@ -11,6 +11,7 @@ from llmproxy.deadline import Clock
 from llmproxy.exchange import Ending, Exchange, Observer
 from llmproxy.http.fields import Pair
 from llmproxy.http.interfaces import IStreamedRequest
+from llmproxy.http.limits import DownstreamLimits
 from llmproxy.keyring import Key, Keyring
 from llmproxy.observation import SESSION_HEADERS, labels_of
 from llmproxy.transparent import TransparentClient
@@ -58,6 +59,7 @@ class Gateway:
     :ivar observer: told of each exchange when it is over.
     :ivar open: the exchanges that are not over, by their ids.
     :ivar max_resent_body: bytes of a request's body that are held so that it can be sent again with another key.
+    :ivar close_time: seconds for which a client, or a side of a tunnel, may take nothing of what it was sent.
     :ivar tell_id: tell clients the id of each exchange.
     :ivar session_headers: those, in lower case, whose values are recorded.
     """
@@ -67,6 +69,7 @@ class Gateway:
     observer: Observer | None = None
     open: dict[str, Exchange] = attrs.Factory(dict)
     max_resent_body: int = 1024 * 1024
+    close_time: float = DownstreamLimits().close_time
     tell_id: bool = True
     session_headers: tuple[bytes, ...] = SESSION_HEADERS
     _any_session_header: frozenset[bytes] = attrs.field(init=False, repr=False)

@@ -155,6 +155,7 @@ class ProxyService(Service):
             observer=self._books.observer,
             open=self._books.open,
             max_resent_body=config.max_resent_body,
+            close_time=config.downstream.close_time,
             tell_id=config.accounting.request_id,
             session_headers=(*SESSION_HEADERS, *config.accounting.session_headers),
         )

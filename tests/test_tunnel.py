@@ -168,29 +168,114 @@ class TestEnd:
         assert joined.proxy.clock.getDelayedCalls() == []
 
 
+ENDING = {"client": Ending.CLIENT_LEFT, "upstream": Ending.UPSTREAM_FAILED}
+
+
 class TestDepartureOfASideThatIsNotRead:
     @pytest.mark.parametrize("leaver", ["client", "upstream"])
-    def test_it_ends_the_other(self, joined: Joined, leaver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        left: list[bool] = []
-        monkeypatch.setattr("llmproxy.http.departure.has_left", lambda _: bool(left))
+    def test_a_reset_ends_the_other(
+        self, joined: Joined, leaver: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone: list[bool] = []
+        monkeypatch.setattr("llmproxy.http.departure.was_reset", lambda _: bool(gone))
         slow = joined.upstream if leaver == "client" else joined.client
         slow.stop_reading()
         joined.proxy.clock.advance(1)
         assert slow.ending == "open"
-        left.append(True)
+        gone.append(True)
         joined.proxy.clock.advance(1)
         joined.proxy.turn()
         assert (joined.client.ending, joined.upstream.ending) == ("reset", "reset")
+        assert joined.endings == [ENDING[leaver]]
+
+    @pytest.mark.parametrize("leaver", ["client", "upstream"])
+    def test_what_it_sent_before_it_closed_in_order_arrives(
+        self, joined: Joined, leaver: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("llmproxy.http.departure.has_left", lambda _: True)
+        peers = {"client": joined.client, "upstream": joined.upstream}
+        sender = peers.pop(leaver)
+        (slow,) = peers.values()
+        slow.stop_reading()
+        sender.send(b"last words")
+        joined.proxy.clock.pump([1.0] * 599)
+        assert (slow.ending, sender.ending) == ("open", "open")
+        slow.read_on()
+        sender.leave()
+        joined.proxy.turn()
+        assert slow.received.endswith(b"last words")
+        assert slow.ending == "closed"
         assert joined.endings == [Ending.COMPLETED]
 
     def test_a_side_that_is_read_again_is_not_looked_for(
         self, joined: Joined, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("llmproxy.http.departure.has_left", lambda _: True)
+        monkeypatch.setattr("llmproxy.http.departure.was_reset", lambda _: True)
         joined.upstream.stop_reading()
         joined.upstream.read_on()
         joined.proxy.clock.advance(5)
         assert joined.client.ending == "open"
+
+
+class TestASideThatTakesNothing:
+    @pytest.mark.parametrize("stuck", ["client", "upstream"])
+    def test_it_is_given_up(self, joined: Joined, stuck: str) -> None:
+        (joined.client if stuck == "client" else joined.upstream).stop_reading()
+        joined.proxy.clock.advance(599)
+        assert (joined.client.ending, joined.upstream.ending) == ("open", "open")
+        joined.proxy.clock.advance(1)
+        joined.proxy.turn()
+        assert (joined.client.ending, joined.upstream.ending) == ("reset", "reset")
+        assert joined.endings == [ENDING[stuck]]
+        assert joined.proxy.clock.getDelayedCalls() == []
+
+    def test_one_that_reads_on_is_not(self, joined: Joined) -> None:
+        for _ in range(3):
+            joined.client.stop_reading()
+            joined.proxy.clock.advance(599)
+            joined.client.read_on()
+            joined.proxy.clock.advance(599)
+        joined.proxy.clock.advance(10_000)
+        assert (joined.client.ending, joined.upstream.ending) == ("open", "open")
+
+    def test_one_that_takes_a_little_is_not_before_it_takes_none(
+        self, joined: Joined, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        left = [4_000_000]
+        monkeypatch.setattr("llmproxy.http.intake.unsent", lambda _: left[0])
+        joined.client.stop_reading()
+        for _ in range(5):
+            joined.proxy.clock.advance(599)
+            left[0] -= 1
+            joined.proxy.clock.advance(1)
+            assert joined.client.ending == "open"
+        joined.proxy.clock.advance(600)
+        assert joined.client.ending == "reset"
+
+    @pytest.mark.parametrize("leaver", ["client", "upstream"])
+    def test_nor_is_the_last_that_it_was_sent_waited_for_longer(self, leaver: str) -> None:
+        over: list[Ending] = []
+        proxy = Proxy()
+        tunnel = Tunnel(over.append, proxy.clock, 600)
+        wires = {"client": StuckWire(proxy.clock), "upstream": StuckWire(proxy.clock)}
+        for name, wire in wires.items():
+            wire.protocol = getattr(tunnel, name)
+            wire.protocol.makeConnection(wire)
+        wires.pop(leaver).lose(error.ConnectionDone())
+        ((name, slow),) = wires.items()
+        proxy.clock.advance(599)
+        assert (slow.ending, over) == ("closed", [])
+        proxy.clock.advance(1)
+        proxy.turn()
+        assert (slow.ending, over) == ("reset", [ENDING[name]])
+        assert proxy.clock.getDelayedCalls() == []
+
+
+class StuckWire(Wire):
+    """A connection whose peer takes nothing, so that a close that waits for that has no end."""
+
+    def loseConnection(self) -> None:
+        self.ending = "closed"
 
 
 class TestDrain:
@@ -216,7 +301,7 @@ class TestDrain:
 
 def test_an_end_whose_other_is_not_there_yet_waits_unread() -> None:
     proxy = Proxy()
-    tunnel = Tunnel(lambda: None, proxy.clock)
+    tunnel = Tunnel(lambda _: None, proxy.clock, 600)
     client, upstream = Wire(proxy.clock), Wire(proxy.clock)
     client.protocol, upstream.protocol = tunnel.client, tunnel.upstream
     tunnel.client.makeConnection(client)
@@ -229,19 +314,19 @@ def test_an_end_whose_other_is_not_there_yet_waits_unread() -> None:
 
 def test_it_is_not_over_before_both_ends_are_closed() -> None:
     proxy = Proxy()
-    over: list[bool] = []
-    tunnel = Tunnel(lambda: over.append(True), proxy.clock)
+    over: list[Ending] = []
+    tunnel = Tunnel(over.append, proxy.clock, 600)
     tunnel.client.makeConnection(Wire(proxy.clock))
     tunnel.client.connectionLost(Failure(error.ConnectionDone()))
     assert over == []
     tunnel.upstream.connectionLost(Failure(error.ConnectionDone()))
-    assert over == [True]
+    assert over == [Ending.COMPLETED]
 
 
 @pytest.mark.parametrize("lost", ["client", "upstream"])
 def test_an_end_closes_the_other_also_where_its_transport_stops_no_producer(lost: str) -> None:
     proxy = Proxy()
-    tunnel = Tunnel(lambda: None, proxy.clock)
+    tunnel = Tunnel(lambda _: None, proxy.clock, 600)
     client, upstream = Wire(proxy.clock), Wire(proxy.clock)
     tunnel.client.makeConnection(client)
     tunnel.upstream.makeConnection(upstream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -27,6 +28,7 @@ BROWSER_TOKEN = Subprotocol(f"openai-insecure-api-key.{TOKEN}")
 REALTIME, BETA = Subprotocol("realtime"), Subprotocol("openai-beta.realtime-v1")
 GROWTH = 20_000_000  # bytes that a proxy may need for a tunnel that carries any number
 BLOCKS = 200  # of a million bytes
+LATE = 5  # of them: more than the kernel takes from the proxy, and no more than it takes of both
 
 HANDSHAKE = (
     b"Host: proxy.example",
@@ -394,6 +396,25 @@ def test_a_client_that_leaves_while_the_upstream_does_not_read_ends_it(
     assert client.send_until_blocked(BLOCK * 100, quiet=0.5) < len(BLOCK) * 100
     client.reset()
     wire.wait_for_reset(patience=3.0)
+
+
+@pytest.mark.parametrize("to", ["upstream", "client"])
+def test_what_was_sent_before_an_end_in_order_arrives_also_where_it_is_read_late(
+    proxy: Proxy, openai: Upstream, background: Background, to: str
+) -> None:
+    client, wire = tunnel(proxy, openai)
+    sender, reader = (client, wire) if to == "upstream" else (wire, client)
+    reader.hold_little(65536)
+
+    def send() -> None:
+        sender.send(BLOCK * LATE)
+        sender.end()
+
+    sending = background(send)
+    time.sleep(2.5)  # the proxy looks each second whether the sender has left
+    assert reader.exactly(LATE * len(BLOCK)) == BLOCK * LATE
+    assert reader.ending() is Ending.FIN
+    sending.result()
 
 
 def test_both_ways_may_be_full_at_once(proxy: Proxy, openai: Upstream, background: Background) -> None:

@@ -94,6 +94,10 @@ class Wire:
         self._received = b""
         self._ending: Ending | None = None
 
+    def hold_little(self, receive_buffer: int) -> None:
+        """Let the kernel hold no more than so many bytes for us unread."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
