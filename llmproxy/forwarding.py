@@ -135,8 +135,8 @@ class Forwarding:
         if response.code == 101:
             self._join(response)
             return
-        idle = self._upstream.timeouts.idle
-        relay = self._passage = Relay(request, response, self._deadline, idle, self._over, look)
+        idle, patience = self._upstream.timeouts.idle, self._gateway.close_time
+        relay = self._passage = Relay(request, response, self._deadline, idle, patience, self._over, look)
         response.deliverBody(relay)
         if not request.startedWriting:
             request.write(b"")  # nothing of the body came with the headers, and they do not wait for it
@@ -214,9 +214,9 @@ class Forwarding:
         self._over(ending)
 
     def _too_late(self) -> None:
-        """Give the upstream up, unless the time went into an upload that it still takes."""
+        """Give up who is waited for; but not the upstream where the time went into an upload that it still takes."""
         if isinstance(self._passage, Relay):
-            self._passage.upstream_silent()
+            self._passage.too_late()
             return
         body = self._request.body
         if body is not None and body.received != self._uploaded:

@@ -1,7 +1,7 @@
 """A response's body on its way from the upstream to the client: each chunk in the turn in which it came.
 
-Nothing is held here. A client that reads slowly pauses its upstream; a client that leaves aborts it. A body that the upstream
-did not end is never ended for the client either: it sees a truncated response.
+Nothing is held here. A client that reads slowly pauses its upstream; one that leaves, or takes nothing for too long, aborts it. A
+body that the upstream did not end is never ended for the client either: it sees a truncated response.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from llmproxy.deadline import Deadline
 from llmproxy.exchange import Ending
+from llmproxy.http.intake import Intake
 from llmproxy.http.interfaces import IAbortableResponse
 
 
@@ -25,9 +26,10 @@ class Relay(Protocol):
     """The protocol that a response's body is delivered to, and the producer that the client's connection drives.
 
     :param request: the client's, an ``IStreamedRequest``; its response's headers have been written.
-    :param deadline: runs while the upstream is waited for; the time in which the client itself makes us wait does not count.
-        When it expires, :meth:`upstream_silent` is to be called.
-    :param idle_timeout: seconds of silence after which the upstream is given up.
+    :param deadline: runs while the upstream or the client is waited for, each with its own time. When it expires,
+        :meth:`too_late` is to be called.
+    :param idle_timeout: seconds of silence after which the upstream is given up; while the client makes us wait, they do not count.
+    :param patience: seconds after which a client that takes nothing is given up.
     :param over: called once, with the ending, when nothing more will be written.
     :param look: called with each chunk once it is written, for who records what passes.
     :ivar sent: bytes of the body written so far.
@@ -41,6 +43,7 @@ class Relay(Protocol):
         response: IAbortableResponse,
         deadline: Deadline,
         idle_timeout: float,
+        patience: float,
         over: Callable[[Ending], None],
         look: Callable[[bytes], None] | None = None,
     ) -> None:
@@ -49,6 +52,10 @@ class Relay(Protocol):
         self._deadline = deadline
         self._wait = deadline.set
         self._idle_timeout = idle_timeout
+        self._patience = patience
+        self._time = idle_timeout  # or, while the client is waited for, its own
+        self._paused = False
+        self._intake: Intake | None = None
         self._write = request.write
         self._over = over
         self._look = look
@@ -63,7 +70,7 @@ class Relay(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Write a chunk on."""
-        self._wait(self._idle_timeout)
+        self._wait(self._time)
         self.sent += len(data)
         self._write(data)
         if self._look is not None:
@@ -85,13 +92,20 @@ class Relay(Protocol):
 
     def pauseProducing(self) -> None:
         """The client has enough for now."""
-        self._deadline.clear()
+        self._paused = True
+        if self._intake is None:
+            self._intake = Intake(self._request.transport)
+        self._intake.note()
+        self._time = self._patience
+        self._wait(self._time)
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """The client can take more."""
         if not self._ended:
-            self._wait(self._idle_timeout)
+            self._paused = False
+            self._time = self._idle_timeout
+            self._wait(self._time)
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
@@ -100,11 +114,17 @@ class Relay(Protocol):
             self._end(Ending.CLIENT_LEFT)
             self._response.abort()
 
-    def upstream_silent(self) -> None:
-        """The deadline has expired: give the upstream up."""
-        self._end(Ending.UPSTREAM_SILENT)
-        self._response.abort()
-        self._truncate()
+    def too_late(self) -> None:
+        """The deadline has expired: give up who was waited for."""
+        if not self._paused:
+            self._end(Ending.UPSTREAM_SILENT)
+            self._response.abort()
+            self._truncate()
+        elif self._intake is not None and self._intake.went_on():
+            self._wait(self._patience)
+        else:
+            self.stopProducing()
+            self._request.transport.abortConnection()  # it would not read anything else either
 
     def _end(self, ending: Ending) -> None:
         self._ended = True

@@ -205,7 +205,7 @@ class TestIdleTime:
     def test_it_does_not_run_while_the_client_is_the_slow_one(self) -> None:
         relayed = Relayed()
         relayed.client.stop_reading()
-        relayed.proxy.clock.advance(1000)
+        relayed.proxy.clock.advance(599)
         assert relayed.upstream.aborted == 0
         relayed.client.read_on()
         relayed.proxy.clock.advance(49.9)
@@ -229,6 +229,66 @@ class TestIdleTime:
         assert relayed.client.received == received
         assert relayed.endings == [Ending.UPSTREAM_SILENT]
         assert relayed.upstream.aborted == 1
+
+
+class TestAClientThatTakesNothing:
+    @pytest.mark.parametrize("headers", [[], LENGTH_10])
+    def test_it_is_given_up_with_what_it_asked_for(self, headers: list[tuple[bytes, bytes]]) -> None:
+        relayed = Relayed(headers)
+        relayed.upstream.chunk(b"01234")
+        relayed.client.stop_reading()
+        relayed.proxy.clock.advance(599)
+        assert (relayed.upstream.aborted, relayed.client.ending, relayed.endings) == (0, "open", [])
+        relayed.proxy.clock.advance(1)
+        assert (relayed.upstream.aborted, relayed.client.ending) == (1, "reset")
+        assert relayed.endings == [Ending.CLIENT_LEFT]
+        relayed.proxy.turn()
+        assert relayed.upstream.aborted == 1
+        assert relayed.endings == [Ending.CLIENT_LEFT]
+        assert relayed.proxy.clock.getDelayedCalls() == []
+
+    def test_what_comes_in_spite_of_a_pause_does_not_count_as_silence_of_the_upstream(self) -> None:
+        relayed = Relayed()
+        relayed.client.stop_reading()
+        relayed.upstream.chunk(b"late")
+        relayed.proxy.clock.advance(599)
+        assert (relayed.upstream.aborted, relayed.client.ending) == (0, "open")
+        relayed.proxy.clock.advance(1)
+        assert relayed.endings == [Ending.CLIENT_LEFT]
+
+    def test_one_that_reads_on_now_and_then_has_its_time_again(self) -> None:
+        relayed = Relayed()
+        for _ in range(3):
+            relayed.client.stop_reading()
+            relayed.proxy.clock.advance(599)
+            relayed.client.read_on()
+            relayed.upstream.chunk(b"1")
+        assert (relayed.upstream.aborted, relayed.client.ending) == (0, "open")
+
+    def test_one_that_takes_a_little_is_not_given_up_before_it_takes_none(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        left = [4_000_000]
+        monkeypatch.setattr("llmproxy.http.intake.unsent", lambda _: left[0])
+        relayed = Relayed()
+        relayed.client.stop_reading()
+        for _ in range(5):
+            relayed.proxy.clock.advance(599)
+            left[0] -= 1
+            relayed.proxy.clock.advance(1)
+            assert relayed.client.ending == "open"
+        relayed.proxy.clock.advance(600)
+        assert (relayed.upstream.aborted, relayed.client.ending) == (1, "reset")
+
+    def test_once_the_upstream_has_ended_the_connection_has_that_time(self) -> None:
+        relayed = Relayed()
+        relayed.client.stop_reading()
+        relayed.upstream.end()
+        assert relayed.endings == [Ending.COMPLETED]
+        relayed.proxy.clock.advance(599)
+        assert relayed.client.ending == "open"
+        relayed.proxy.clock.advance(1)
+        assert relayed.client.ending == "reset"
 
 
 class TestClientLeaves:
