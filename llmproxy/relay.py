@@ -1,7 +1,7 @@
 """A response's body on its way from the upstream to the client: each chunk in the turn in which it came.
 
-Nothing is held here. A client that reads slowly pauses its upstream; one that leaves, or takes nothing for too long, aborts it. A
-body that the upstream did not end is never ended for the client either: it sees a truncated response.
+Nothing is held here. A client that reads slowly pauses its upstream; one that leaves, or takes nothing for too long, aborts it.
+A body that the upstream did not end is never ended for the client either: it sees a truncated response.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Relay(Protocol):
     :param request: the client's, an ``IStreamedRequest``; its response's headers have been written.
     :param deadline: runs while the upstream or the client is waited for, each with its own time. When it expires,
         :meth:`too_late` is to be called.
-    :param idle_timeout: seconds of silence after which the upstream is given up; while the client makes us wait, they do not count.
+    :param idle_timeout: seconds of silence after which the upstream is given up, unless it is the client that makes us wait.
     :param patience: seconds after which a client that takes nothing is given up.
     :param over: called once, with the ending, when nothing more will be written.
     :param look: called with each chunk once it is written, for who records what passes.

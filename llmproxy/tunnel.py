@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -72,12 +73,13 @@ class Tunnel:
 
     def _failed(self, ending: Ending) -> None:
         """A side is gone, or as good as gone: what the other was sent or has sent leads nowhere."""
-        self._ending = ending
+        if self._ending is Ending.COMPLETED:  # else this is what the first cut has led to
+            self._ending = ending
         self._cut()
 
     def _cut(self) -> None:
         for end in (self.upstream, self.client):
-            if end.transport is not None:
+            if end.transport is not None and not end.closed:
                 end.transport.abortConnection()
 
     def _ended(self) -> None:
@@ -105,6 +107,7 @@ class _End(Protocol):
         self._deadline = Deadline(clock, self._too_late)
         self._departure: Departure | None = None
         self._intake: Intake | None = None
+        self._behind = False
         self._early: list[bytes] = []
         self.received = 0
         self.closed = False
@@ -148,6 +151,7 @@ class _End(Protocol):
         """The other side can take more."""
         if self._departure is not None:
             self._departure.rest()
+        self.other._behind = False
         self.other._deadline.clear()
         self.transport.resumeProducing()
 
@@ -161,6 +165,8 @@ class _End(Protocol):
         self._deadline.close()
         if self._departure is not None:
             self._departure.rest()
+        if self._behind and not reason.check(ConnectionDone):
+            self._failed()  # it did not take all that it was sent
         other = self.other
         if other.transport is not None and not other.closed:
             other.transport.unregisterProducer()
@@ -173,6 +179,7 @@ class _End(Protocol):
         if self._intake is None:
             self._intake = Intake(self.transport)
         self._intake.note()
+        self._behind = True
         self._deadline.set(self._patience)
 
     def _too_late(self) -> None:

@@ -217,6 +217,27 @@ class TestDepartureOfASideThatIsNotRead:
         assert joined.client.ending == "open"
 
 
+class TestASideThatIsLostBeforeItTookAll:
+    @pytest.mark.parametrize("lost", ["client", "upstream"])
+    def test_the_exchange_is_not_complete(self, joined: Joined, lost: str) -> None:
+        peer = joined.client if lost == "client" else joined.upstream
+        peer.stop_reading()
+        peer.leave(error.ConnectionLost())
+        joined.proxy.turn()
+        assert joined.endings == [ENDING[lost]]
+
+    @pytest.mark.parametrize("lost", ["client", "upstream"])
+    def test_nor_is_it_when_the_other_has_ended_in_order_before(self, joined: Joined, lost: str) -> None:
+        peers = {"client": joined.client, "upstream": joined.upstream}
+        peer = peers.pop(lost)
+        (other,) = peers.values()
+        peer.stop_reading()
+        other.leave()
+        peer.leave(error.ConnectionLost())
+        joined.proxy.turn()
+        assert joined.endings == [ENDING[lost]]
+
+
 class TestASideThatTakesNothing:
     @pytest.mark.parametrize("stuck", ["client", "upstream"])
     def test_it_is_given_up(self, joined: Joined, stuck: str) -> None:
