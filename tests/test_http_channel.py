@@ -443,6 +443,28 @@ class TestEarlyAnswers:
         served.clock.advance(0.1)
         assert served.client.ending == "closed"
 
+    def test_a_client_that_has_not_taken_its_answer_has_longer(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        left = [1000]
+        monkeypatch.setattr("llmproxy.http.intake.unsent", lambda _: left[0])
+        served.clock.pump([LIMITS.linger] * 10)
+        assert served.client.ending == "half-closed"
+        left[0] = 0
+        served.clock.advance(LIMITS.linger)
+        assert served.client.ending == "half-closed"  # its kernel has it all; itself it may still be reading
+        served.client.send(b"still sending")
+        assert served.client.unread == 0
+        served.clock.advance(LIMITS.linger)
+        assert served.client.ending == "closed"
+
+    def test_but_not_for_ever(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("llmproxy.http.intake.unsent", lambda _: 1000)
+        served.clock.pump([LIMITS.linger] * int(LIMITS.close_time / LIMITS.linger - 1))
+        assert served.client.ending == "half-closed"
+        served.clock.advance(LIMITS.linger)
+        assert served.client.ending == "closed"
+
     def test_a_client_that_closes_sooner_leaves_nothing_behind(self, served: Served) -> None:
         served.client.leave()
         assert served.clock.getDelayedCalls() == []

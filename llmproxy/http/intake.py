@@ -20,8 +20,7 @@ class Intake:
 
     def note(self) -> None:
         """Look how much it has still to take."""
-        transport = self._transport
-        self._left = unsent(transport.fileno() if hasattr(transport, "fileno") else -1)
+        self._left = untaken(self._transport)
 
     def went_on(self) -> bool:
         """Look again: whether it took any since. Where the kernel does not tell, it did not."""
@@ -29,3 +28,8 @@ class Intake:
         self.note()
         # More is left where it took some and the transport has filled up what the kernel had room for.
         return self._left != before
+
+
+def untaken(transport: Any) -> int | None:
+    """Bytes that a peer's kernel has not taken, of those that ours has; ``None`` where that is not told."""
+    return unsent(transport.fileno() if hasattr(transport, "fileno") else -1)

@@ -14,8 +14,10 @@ class DownstreamLimits:
     :ivar header_time: seconds from a request's first byte to the end of its head.
     :ivar keep_alive: seconds that a connection may be idle between requests.
     :ivar body_idle: seconds that a client may be silent within a request's body while it is read.
-    :ivar linger: seconds for which the rest of a refused upload is read and dropped, so that the refusal arrives.
-    :ivar close_time: seconds that a client may take to read the rest of its last response.
+    :ivar linger: seconds for which the rest of a refused upload is read and dropped, so that the refusal arrives; they begin
+        again while the client has not taken all of it.
+    :ivar close_time: seconds that a client may take to read the rest of its last response, or for which it may take
+        nothing of one.
     :ivar connections: open at the same time.
     :ivar connections_per_address: open at the same time from one IP address.
     """
