@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, cast
 
 import attrs
+import pytest
 from twisted.internet import error
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
@@ -554,3 +555,18 @@ def no_cycle() -> Iterator[None]:
 
 def _module_of(thing: object) -> str:
     return str(getattr(thing if callable(thing) else type(thing), "__module__", ""))
+
+
+def take_a_little_five_times_and_then_nothing(
+    proxy: Proxy, client: ClientConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let a client read slowly, of which only its kernel knows, in the last second that it has; and then not at all."""
+    left = [4_000_000]
+    monkeypatch.setattr("llmproxy.http.intake.unsent", lambda _: left[0])
+    client.stop_reading()
+    for _ in range(5):
+        proxy.clock.advance(599)
+        left[0] -= 1
+        proxy.clock.advance(1)
+        assert client.ending == "open"
+    proxy.clock.advance(600)

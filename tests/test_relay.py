@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import PotentialDataLoss, ResponseFailed
 
 from llmproxy.exchange import Ending
-from tests.support import ClientConnection, Proxy, UpstreamResponse
+from tests.support import ClientConnection, Proxy, UpstreamResponse, take_a_little_five_times_and_then_nothing
 
 LENGTH_10 = [(b"Content-Length", b"10")]
 TRUNCATED = ResponseFailed([Failure(error.ConnectionLost())])
@@ -268,16 +268,8 @@ class TestAClientThatTakesNothing:
     def test_one_that_takes_a_little_is_not_given_up_before_it_takes_none(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        left = [4_000_000]
-        monkeypatch.setattr("llmproxy.http.intake.unsent", lambda _: left[0])
         relayed = Relayed()
-        relayed.client.stop_reading()
-        for _ in range(5):
-            relayed.proxy.clock.advance(599)
-            left[0] -= 1
-            relayed.proxy.clock.advance(1)
-            assert relayed.client.ending == "open"
-        relayed.proxy.clock.advance(600)
+        take_a_little_five_times_and_then_nothing(relayed.proxy, relayed.client, monkeypatch)
         assert (relayed.upstream.aborted, relayed.client.ending) == (1, "reset")
 
     def test_once_the_upstream_has_ended_the_connection_has_that_time(self) -> None:

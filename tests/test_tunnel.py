@@ -8,7 +8,15 @@ from twisted.python.failure import Failure
 
 from llmproxy.exchange import Ending
 from llmproxy.tunnel import Tunnel
-from tests.support import BEARER, HANDSHAKE, ClientConnection, Peer, Proxy, Wire
+from tests.support import (
+    BEARER,
+    HANDSHAKE,
+    ClientConnection,
+    Peer,
+    Proxy,
+    Wire,
+    take_a_little_five_times_and_then_nothing,
+)
 
 
 class Joined:
@@ -262,15 +270,7 @@ class TestASideThatTakesNothing:
     def test_one_that_takes_a_little_is_not_before_it_takes_none(
         self, joined: Joined, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        left = [4_000_000]
-        monkeypatch.setattr("llmproxy.http.intake.unsent", lambda _: left[0])
-        joined.client.stop_reading()
-        for _ in range(5):
-            joined.proxy.clock.advance(599)
-            left[0] -= 1
-            joined.proxy.clock.advance(1)
-            assert joined.client.ending == "open"
-        joined.proxy.clock.advance(600)
+        take_a_little_five_times_and_then_nothing(joined.proxy, joined.client, monkeypatch)
         assert joined.client.ending == "reset"
 
     @pytest.mark.parametrize("leaver", ["client", "upstream"])

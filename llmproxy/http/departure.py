@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmproxy.deadline import Clock, Scheduled
+from llmproxy.http.sockets import descriptor_of
 
 _EVERY = 1.0  # seconds between two looks
 
@@ -61,7 +62,7 @@ def was_reset(transport: Any) -> bool:
 
 
 def _poll(transport: Any, events: int) -> int:
-    descriptor = transport.fileno() if hasattr(transport, "fileno") else -1
+    descriptor = descriptor_of(transport)
     if descriptor < 0:
         return 0
     poll = select.poll()

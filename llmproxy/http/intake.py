@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmproxy.http.sockets import unsent
+from llmproxy.http.sockets import descriptor_of, unsent
 
 
 class Intake:
@@ -32,4 +32,4 @@ class Intake:
 
 def untaken(transport: Any) -> int | None:
     """Bytes that a peer's kernel has not taken, of those that ours has; ``None`` where that is not told."""
-    return unsent(transport.fileno() if hasattr(transport, "fileno") else -1)
+    return unsent(descriptor_of(transport))

@@ -19,6 +19,11 @@ NO_LINGER = struct.pack("ii", 1, 0)  # with this, a close is a reset
 _OTHERS = 64  # descriptors that are for neither clients nor upstreams: files, listeners, the event loop
 
 
+def descriptor_of(transport: Any) -> int:
+    """The file descriptor of a connection; -1 where it has none, or none any more."""
+    return int(transport.fileno()) if hasattr(transport, "fileno") else -1
+
+
 def unsent(descriptor: int) -> int | None:
     """Bytes that were written to a socket and not acknowledged by its peer's kernel; ``None`` where that is not told."""
     if descriptor < 0 or sys.platform != "linux":

@@ -39,6 +39,14 @@ def assert_problem(client: Wire, status: int, code: str) -> None:
     assert client.ending() is Ending.FIN
 
 
+def stream_through(proxy: Proxy, upstream: Upstream) -> tuple[Wire, Wire, Body]:
+    """Begin a stream: its client, its upstream, and the body that the client reads."""
+    client = proxy.send(b"GET /openai/v1/stream")
+    wire, _ = upstream.receive()
+    wire.send(message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked"))
+    return client, wire, Body(client, client.head())
+
+
 def is_served(client: Wire) -> bool:
     """Tell whether a connection is taken, not closed."""
     try:
@@ -275,10 +283,7 @@ def test_a_request_that_waits_is_served_when_the_connection_before_it_is_gone(
 
 def test_a_request_that_never_got_a_connection_is_told_so(tmp_path: Path, upstream: Upstream) -> None:
     with running(tmp_path, upstream, UPSTREAM_MAX_CONNECTIONS="1", UPSTREAM_FIRST_BYTE_TIMEOUT="1") as proxy:
-        client = proxy.send(b"GET /openai/v1/stream")
-        wire, _ = upstream.receive()
-        wire.send(message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked"))
-        client.head()
+        _, wire, _ = stream_through(proxy, upstream)
         response = proxy.ask(b"GET /openai/v1/models")
         assert (response.head.status, response.json["error"]) == (504, "gateway_timeout")
         assert "No connection to the upstream openai became free for 1 seconds" in response.json["message"]
@@ -334,10 +339,7 @@ def crowd_of(proxy: Proxy, count: int) -> list[socket.socket]:
 
 def test_a_crowd_leaves_descriptors_for_upstreams(tmp_path: Path, upstream: Upstream) -> None:
     with running(tmp_path, upstream, descriptors=(100, 100)) as proxy:
-        client = proxy.send(b"GET /openai/v1/stream")
-        wire, _ = upstream.receive()
-        wire.send(message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked"))
-        body = Body(client, client.head())
+        _, wire, body = stream_through(proxy, upstream)
         others = [proxy.connect() for _ in range(10)]
         assert all(is_served(other) for other in others)
         crowd = crowd_of(proxy, 150)
@@ -363,10 +365,7 @@ def test_a_crowd_leaves_descriptors_for_upstreams(tmp_path: Path, upstream: Upst
 
 def test_out_of_descriptors_it_serves_what_it_has_and_recovers(tmp_path: Path, upstream: Upstream) -> None:
     with running(tmp_path, upstream, descriptors=(100, 100)) as proxy:
-        client = proxy.send(b"GET /openai/v1/stream")
-        wire, _ = upstream.receive()
-        wire.send(message(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked"))
-        body = Body(client, client.head())
+        client, wire, body = stream_through(proxy, upstream)
         other = proxy.connect()
         assert is_served(other)
         used = descriptors_of(proxy)
