@@ -18,6 +18,7 @@ import attrs
 from llmproxy.usage import Reading, Tap
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MILLISECOND = timedelta(milliseconds=1)
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -37,6 +38,16 @@ class Ending(Enum):
 def new_id(begun_ns: int) -> str:
     """Make an id of 26 characters: hexadecimal, the milliseconds of the Unix time first, so that ids sort by time."""
     return f"{begun_ns // 1_000_000:012x}{getrandbits(56):014x}"
+
+
+def first_id(at: datetime) -> str:
+    """The first id that what begins within the millisecond of a time could have."""
+    return f"{max(0, (at - _EPOCH) // _MILLISECOND):012x}{0:014x}"
+
+
+def last_id(at: datetime) -> str:
+    """The last id that what begins within the millisecond of a time could have."""
+    return f"{first_id(at)[:12]}{2**56 - 1:014x}"
 
 
 @attrs.define

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llmproxy.ledger import schema
 from llmproxy.ledger.database import SQLite
 from llmproxy.ledger.report import LedgerError, Question, Sum, ask
 from llmproxy.usage.model import Reading, Usage
-from tests.ledger_support import check_everyday, everyday, exchange, reading, write
+from tests.ledger_support import NOON, check_everyday, everyday, exchange, reading, write
 
 
 @pytest.fixture
@@ -68,6 +69,29 @@ class TestSums:
     def test_a_client_named_like_sql_is_a_client(self, database: SQLite) -> None:
         write(database, [exchange(client="x' OR '1'='1"), exchange()])
         [[line]] = ask(database, Question(client="x' OR '1'='1"))
+        assert line.requests == 1
+
+    def test_a_time_is_meant_to_the_microsecond(self, database: SQLite) -> None:
+        write(
+            database,
+            [exchange(at=NOON + timedelta(microseconds=number)) for number in (-1, 0, 499, 500, 1000)],
+        )
+
+        def requests(since: int | None, until: int | None) -> int:
+            since_, until_ = (
+                None if at is None else NOON + timedelta(microseconds=at) for at in (since, until)
+            )
+            [[line]] = ask(database, Question(since=since_, until=until_))
+            return line.requests
+
+        assert [requests(since, None) for since in (-1, 0, 1, 500, 501, 1001)] == [5, 4, 3, 2, 1, 0]
+        assert [requests(None, until) for until in (-1, 0, 1, 500, 501, 1001)] == [0, 1, 2, 3, 4, 5]
+        assert requests(0, 500) == 2
+
+    def test_the_ends_of_time_are_times(self, database: SQLite) -> None:
+        write(database, [exchange()])
+        earliest, latest = datetime(1, 1, 1, tzinfo=timezone.utc), datetime(9999, 12, 31, tzinfo=timezone.utc)
+        [[line]] = ask(database, Question(since=earliest, until=latest))
         assert line.requests == 1
 
     @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from datetime import datetime, timezone
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -142,6 +143,20 @@ class TestInsertions:
         assert set(columns).isdisjoint({"labels", "input_tokens", "billable"})
         assert [row[columns.index("cost")] for row in values] == [None, 1, None]
         assert {len(row) for row in values} == {len(columns)} == {statement.count("?")}
+
+    @pytest.mark.parametrize("number", [24, 25, 26, 74, 75, 100])
+    def test_many_are_written_by_few_and_each_once(self, number: int) -> None:
+        rows = [row_of(exchange(id=f"{name:03}")) for name in range(number)]
+        ids = []
+        for statement, values in insertions(rows):
+            width = statement[: statement.index(")")].count(",") + 1
+            assert all(len(each) == statement.count("?") for each in values)
+            ids += [each[at] for each in values for at in range(0, len(each), width)]
+        assert ids == [row[0] for row in rows]
+
+    def test_all_columns_of_many_rows_are_not_too_much_for_an_old_sqlite(self) -> None:
+        rows = [row_of(attrs.evolve(complete(), id=str(name))) for name in range(100)]
+        assert max(statement.count("?") for statement, _ in insertions(rows)) <= 999
 
     def test_of_nothing_there_are_none(self) -> None:
         assert list(insertions([])) == []

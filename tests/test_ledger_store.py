@@ -13,6 +13,7 @@ import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from llmproxy.exchange import first_id
 from llmproxy.ledger import Ledger, open_ledger, schema, store
 from llmproxy.ledger.database import SQLite
 from llmproxy.ledger.row import COLUMNS, row_of
@@ -79,11 +80,12 @@ class TestStore:
 
     @pytest_twisted.inlineCallbacks
     def test_the_oldest_are_deleted_some_at_a_time(self, rows: Store, database: SQLite) -> Any:
-        yield rows.insert([row_of(exchange(id=str(day), at=NOON.replace(day=day))) for day in range(1, 6)])
-        before = NOON.replace(day=4).isoformat(timespec="microseconds")
+        yield rows.insert([row_of(exchange(at=NOON.replace(day=day))) for day in range(1, 6)])
+        before = first_id(NOON.replace(day=4))
         for count in (2, 1, 0):
             assert (yield rows.prune(before, 2)) == count
-        assert written(database) == ["4", "5"]
+        left = written(database, "SELECT substr(at, 1, 10) FROM llmproxy_exchanges ORDER BY at")
+        assert left == ["2026-11-04", "2026-11-05"]
 
     @pytest_twisted.inlineCallbacks
     def test_a_batch_is_written_whole_or_not_at_all(self, rows: Store, database: SQLite) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from llmproxy.exchange import first_id, last_id
 from llmproxy.ledger import schema
 from llmproxy.ledger.database import Database
 
@@ -182,12 +183,14 @@ def _named(expressions: Mapping[str, str]) -> Iterator[str]:
 
 
 def _conditions(question: Question) -> tuple[str, list[str]]:
-    given = {
-        "at >= ?": None if question.since is None else _time(question.since),
-        "at < ?": None if question.until is None else _time(question.until),
-        "client = ?": question.client,
-    }
-    conditions = {sql: value for sql, value in given.items() if value is not None}
+    conditions: dict[str, str] = {}
+    if question.since is not None:
+        # Only ids have an index, and they tell the millisecond.
+        conditions |= {"id >= ?": first_id(question.since), "at >= ?": _time(question.since)}
+    if question.until is not None:
+        conditions |= {"id <= ?": last_id(question.until), "at < ?": _time(question.until)}
+    if question.client is not None:
+        conditions["client = ?"] = question.client
     return " AND ".join(conditions) or "1 = 1", list(conditions.values())
 
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
+from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -23,6 +24,7 @@ Row = tuple[Any, ...]
 
 _LONGEST = 256  # characters of a name or an id
 _LONGEST_PATH = 1024
+_TOGETHER = 25  # rows; SQLite before 3.32 takes 999 values for a statement
 _LARGEST = 2**63 - 1  # of a BIGINT
 # The label that names a session: "x-claude-code-session-id", "session_id", ...
 _SESSION = re.compile(r"(.*[-_])?session[-_]id", re.IGNORECASE)
@@ -70,10 +72,10 @@ _json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def insertions(rows: Iterable[Row]) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
-    """The statements that write some rows, with ``?`` for values, and for each the values of all rows that it writes.
+    """The statements that write some rows, with ``?`` for values, and for each the values for each time that it is run.
 
     Columns of which nothing is known in any of its rows are left out. Half are, and a NULL that is written takes longer than
-    any value does.
+    any value does. A statement that can be is one for many rows: SQLite's lock and Python's are handed over for each.
     """
     alike: defaultdict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
@@ -84,14 +86,20 @@ def insertions(rows: Iterable[Row]) -> Iterator[tuple[str, list[tuple[Any, ...]]
             for column, values in zip(COLUMNS, zip(*some, strict=True), strict=True)
             if values.count(None) < len(some)
         }
-        yield _insert(tuple(columns)), list(zip(*columns.values(), strict=True))
+        names, values = tuple(columns), list(zip(*columns.values(), strict=True))
+        together = len(values) // _TOGETHER * _TOGETHER
+        if together:
+            joined = (values[at : at + _TOGETHER] for at in range(0, together, _TOGETHER))
+            yield _insert(names, _TOGETHER), [tuple(chain.from_iterable(rows)) for rows in joined]
+        if len(values) > together:
+            yield _insert(names, 1), values[together:]
 
 
 @lru_cache
-def _insert(columns: tuple[str, ...]) -> str:
+def _insert(columns: tuple[str, ...], rows: int) -> str:
     values = ", ".join(_FLAGS.get(column, "?") for column in columns)
     return (
-        f"INSERT INTO llmproxy_exchanges ({', '.join(columns)}) VALUES ({values}) "  # noqa: S608
+        f"INSERT INTO llmproxy_exchanges ({', '.join(columns)}) VALUES {', '.join([f'({values})'] * rows)} "  # noqa: S608
         # A batch is written once more where it was not known whether the database took it.
         "ON CONFLICT (id) DO NOTHING"
     )

@@ -20,7 +20,7 @@ _PATIENCE = 30.0  # seconds until a connection on which nothing comes to an end 
 
 _PRUNE = """
     DELETE FROM llmproxy_exchanges
-    WHERE id IN (SELECT id FROM llmproxy_exchanges WHERE at < ? ORDER BY at LIMIT ?)
+    WHERE id IN (SELECT id FROM llmproxy_exchanges WHERE id < ? ORDER BY id LIMIT ?)
 """
 
 _T = TypeVar("_T")
@@ -95,7 +95,7 @@ class Store:
     def prune(self, before: str, most: int) -> Deferred[int]:
         """Delete the oldest of the rows that were made before a time.
 
-        :param before: in ISO 8601, in UTC.
+        :param before: what their ids sort before; see :func:`~llmproxy.exchange.first_id`.
         :param most: how many at once.
         :return: fires with how many there were.
         """

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llmproxy.exchange import Exchange
+from llmproxy.exchange import Exchange, first_id
 from llmproxy.ledger.database import Database
 from llmproxy.ledger.row import Row, row_of
 from llmproxy.ledger.store import Store
@@ -230,8 +230,7 @@ class Ledger:
 
     def _prune(self, retention: timedelta) -> None:
         self._pruning = True
-        before = (self._now() - retention).isoformat(timespec="microseconds")
-        self._rows.prune(before, _BATCH).addCallbacks(
+        self._rows.prune(first_id(self._now() - retention), _BATCH).addCallbacks(
             lambda count: _PRUNE_PAUSE if count == _BATCH else _PRUNE_INTERVAL,
             lambda failure: _PRUNE_INTERVAL,  # what fails here fails when rows are written, and is told then
         ).addCallback(self._pruned, retention)

@@ -85,7 +85,7 @@ class TestSQLite:
 
     def test_a_full_disk_slows_nothing_and_loses_nothing_that_can_wait(self, tmp_path: Path) -> None:
         path = tmp_path / "ledger.sqlite"
-        printed, log = Recorder(f"sqlite://{path}", "run", 3, ROOM="90000").ended()
+        printed, log = Recorder(f"sqlite://{path}", "run", 3, ROOM="70000").ended()
         told = re.fullmatch(r"full: True, backlog (\d+)", printed[-2])
         assert told is not None
         assert 0 < int(told[1]) < 550
@@ -190,13 +190,13 @@ class TestPostgreSQL:
     @pytest_twisted.inlineCallbacks
     def test_old_rows_are_deleted(self, database: Database, reactor: Any, url: str) -> Any:
         ledger = open_ledger(database, reactor, retention=30)
-        ledger.record(exchange(id="old", at=exchange().at.replace(year=2000)))
-        ledger.record(exchange(id="new", at=exchange().at.replace(year=2126)))
+        ledger.record(exchange(client="old", at=exchange().at.replace(year=2000)))
+        ledger.record(exchange(client="new", at=exchange().at.replace(year=2126)))
         ledger.start()
         yield until(
             reactor, lambda: in_server(url, "SELECT 1 FROM pg_tables WHERE tablename LIKE 'llm%'") != []
         )
-        yield until(reactor, lambda: in_server(url) == ["new"])
+        yield until(reactor, lambda: in_server(url, "SELECT client FROM llmproxy_exchanges") == ["new"])
         yield ledger.close()
 
     @pytest_twisted.inlineCallbacks
