@@ -16,7 +16,7 @@ from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from llmproxy.exchange import Exchange
+from llmproxy.exchange import Ending, Exchange
 from llmproxy.usage.model import COUNTS, Reading, Usage
 
 Row = tuple[Any, ...]
@@ -59,6 +59,8 @@ COLUMNS = (
     "server_tool_uses",
     *COUNTS,
 )
+# Until Python 3.12 it takes two calls to find the value of one.
+_ENDINGS: Mapping[Ending | None, str] = {ending: ending.value for ending in Ending}
 _UNREAD = (None,) * 7
 _UNUSED = (None,) * (2 + len(COUNTS))
 # For Python's sqlite3, a bool or None takes as long as three numbers; and a number is no BOOLEAN to PostgreSQL.
@@ -107,7 +109,7 @@ def _insert(columns: tuple[str, ...], rows: int) -> str:
 
 def row_of(exchange: Exchange) -> Row:
     """Make the row."""
-    ending, reading, labels = exchange.ending, exchange.reading, exchange.labels
+    reading, labels = exchange.reading, exchange.labels
     return (
         exchange.id,
         _utc(exchange.begun_ns),
@@ -116,7 +118,7 @@ def row_of(exchange: Exchange) -> Row:
         _text(exchange.method),
         _text(exchange.path, _LONGEST_PATH),
         exchange.status,
-        None if ending is None else ending.value,
+        _ENDINGS.get(exchange.ending),
         _text(exchange.asked_model),
         exchange.received,
         exchange.sent,

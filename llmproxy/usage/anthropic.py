@@ -23,10 +23,10 @@ _BESIDE_TOTALS = ("compaction", "advisor_message")
 class AnthropicReader(Reader):
     """Reads Anthropic's answers."""
 
+    _counted: int | None = None
+
     def __init__(self) -> None:
-        super().__init__()
         self._usage: dict[str, Any] = {}
-        self._counted: int | None = None
 
     def ordinary(self, data: bytes) -> bool:
         """Tell whether nothing in these bytes is worth a closer look, fast."""

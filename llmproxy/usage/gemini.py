@@ -20,11 +20,9 @@ _PAID_BY_PROMPT = ("gemini-1", "gemini-2")
 class GeminiReader(Reader):
     """Reads Gemini's answers."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._usage: Usage | None = None
-        self._latest: Event | None = None
-        self._searches = 0
+    _usage: Usage | None = None
+    _latest: Event | None = None
+    _searches = 0
 
     def ordinary(self, data: bytes) -> bool:
         """Tell whether nothing in these bytes is worth a closer look, fast."""

@@ -52,10 +52,8 @@ class OpenAIReader(Reader):
     :ivar transcribed: what was said to a session was written down, which is billed by another model's price.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.transcribed = False
-        self._usage: Usage | None = None
+    transcribed = False
+    _usage: Usage | None = None
 
     def ordinary(self, data: bytes) -> bool:
         """Tell whether nothing in these bytes is worth a closer look, fast."""

@@ -44,15 +44,15 @@ class Reader(ABC):
     :ivar cut: of the answer only the start and the end are there.
     """
 
-    def __init__(self) -> None:
-        self.first_token = False
-        self.ended = False
-        self.error: str | None = None
-        self.cut = False
-        self.model: str | None = None
-        self.response_id: str | None = None
-        self.stop_reason: str | None = None
-        self.service_tier: str | None = None
+    # Of the class until they are set: one is made for each answer, and of most it learns half of this.
+    first_token = False
+    ended = False
+    error: str | None = None
+    cut = False
+    model: str | None = None
+    response_id: str | None = None
+    stop_reason: str | None = None
+    service_tier: str | None = None
 
     @abstractmethod
     def ordinary(self, data: bytes) -> bool:
