@@ -50,7 +50,7 @@ def line(exchange: Exchange) -> str:
     """
     told = [
         f"{exchange.client or '-'} {exchange.method} {exchange.path} -> {exchange.upstream} {exchange.status or '-'}",
-        f"{exchange.sent} bytes in {exchange.duration or 0.0:.3f} s",
+        f"{_what(exchange)} in {exchange.duration or 0.0:.3f} s",
         "open" if exchange.ending is None else exchange.ending.value,
     ]
     if exchange.reading is not None:
@@ -83,6 +83,7 @@ def fields(exchange: Exchange) -> dict[str, Any]:
         "duration": _seconds(exchange.duration),
         "reused": exchange.reused,
         "upstream_request_id": exchange.upstream_request_id,
+        "socket": exchange.socket,
         "cost": exchange.cost,
     }
     reading = exchange.reading
@@ -100,6 +101,10 @@ def fields(exchange: Exchange) -> dict[str, Any]:
             found.update((name, getattr(reading.usage, name)) for name in _USAGE)
     found.update((f"labels.{name}", value) for name, value in exchange.labels.items())
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _what(exchange: Exchange) -> str:
+    return f"{exchange.sent} bytes" if exchange.socket is None else f"a turn of {exchange.socket}"
 
 
 def _used(reading: Reading) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One forwarded request: what is known about it, and how it ended.
+"""One forwarded request, or one turn of a WebSocket: what is known about it, and how it ended.
 
 An Exchange is filled in by the proxy while a request is served, and handed to an observer once, when it is over, whatever way
 it ended. It never tells of a query, a prompt or an answer; only its tap holds parts of the answer, until that has been read.
@@ -52,7 +52,7 @@ def last_id(at: datetime) -> str:
 
 @attrs.define
 class Exchange:
-    """What is known about one request to an upstream, be it forwarded or refused.
+    """What is known about one request to an upstream, be it forwarded or refused, or of one turn of a WebSocket.
 
     :ivar client: the name of the client whose token it carried; ``None`` where it carried none that is known.
     :ivar path: without the query, which may hold keys.
@@ -68,6 +68,7 @@ class Exchange:
     :ivar duration: seconds from the start to the end.
     :ivar reused: whether the connection to the upstream had carried a request before.
     :ivar upstream_request_id: what the upstream calls it.
+    :ivar socket: of a turn, the id of the exchange whose WebSocket carried it.
     :ivar labels: ids of sessions and agents, by the names of the headers that carried them.
     :ivar tap: what reads the answer while it passes.
     :ivar cost: in micro-dollars, 1e-6 USD; ``None`` where it is not known.
@@ -89,6 +90,7 @@ class Exchange:
     duration: float | None = None
     reused: bool | None = None
     upstream_request_id: str | None = None
+    socket: str | None = None
     labels: Mapping[str, str] = _NO_LABELS
     cost: int | None = None
     ending: Ending | None = None

@@ -173,10 +173,10 @@ class Forwarding:
         self._deadline.clear()
         extensions = b", ".join(response.headers.getRawHeaders(b"sec-websocket-extensions", ()))
         clock = self._gateway.clock
-        look = None
-        if self._gateway.observer is not None:
-            look = look_at_session(self._exchange, self._upstream.family, extensions, clock)
-        tunnel = Tunnel(self._over, clock, self._gateway.close_time, look)
+        looks = None
+        if (observer := self._gateway.observer) is not None:
+            looks = look_at_session(self._exchange, self._upstream.family, extensions, clock, observer)
+        tunnel = Tunnel(self._over, clock, self._gateway.close_time, *(looks or ()))
         self._passage = tunnel
         if rights.depend_on_model(self._caller.client):
             guard = admission.session_guard(self._caller.client, self._upstream, self._target, extensions)
@@ -267,6 +267,8 @@ class Forwarding:
         exchange.ending = ending
         if self._passage is not None:
             exchange.sent = self._passage.sent
+        if exchange.tap is not None and isinstance(self._passage, Tunnel):
+            exchange.tap.close(ending is Ending.COMPLETED)  # and with it the turns that have not ended
         self._gateway.end(exchange, self._request, ending)
 
     def _elapsed(self) -> float:

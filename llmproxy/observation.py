@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
+import attrs
+
 from llmproxy.asked_model import Known, model_of_path, model_of_target
 from llmproxy.asked_model.glance import Glance, glanced
 from llmproxy.config import Family
 from llmproxy.deadline import Clock
-from llmproxy.exchange import Exchange
+from llmproxy.exchange import Ending, Exchange, Observer
 from llmproxy.http.fields import Fields
-from llmproxy.usage import tap_for, tap_for_socket
+from llmproxy.usage import Reading, tap_for, tap_for_socket
 
 # Ids that clients give their sessions and agents: Claude Code's. A setting lists more.
 SESSION_HEADERS = (
@@ -83,14 +85,75 @@ def look_at_response(exchange: Exchange, family: Family, response: Any, clock: C
     return None if tap is None else tap.feed
 
 
-def look_at_session(exchange: Exchange, family: Family, extensions: bytes, clock: Clock) -> Look | None:
+def look_at_session(
+    exchange: Exchange, family: Family, extensions: bytes, clock: Clock, over: Observer
+) -> tuple[Look, Look] | None:
     """Choose a tap for what the upstream sends on a WebSocket.
 
     :param extensions: that both sides agreed to.
-    :return: is to be fed what passes of that.
+    :param over: told of each turn when it is over. To end those that have not ended, the exchange's tap is to be closed.
+    :return: is to be fed what passes of the upstream's side, and of the client's.
     """
-    tap = exchange.tap = tap_for_socket(family, extensions, partial(_note_first_token, exchange, clock))
-    return None if tap is None else tap.feed
+    turns = _Turns(exchange, clock, over)
+    tap = exchange.tap = tap_for_socket(family, extensions, turns)
+    return None if tap is None else (tap.feed, turns.heard)
+
+
+@attrs.define
+class _Turn:
+    """A turn that runs; times are those of :class:`~llmproxy.exchange.Exchange`."""
+
+    started: float
+    first_byte: float
+    first_token: float | None = None
+
+
+class _Turns:
+    """Makes a record of each turn of a session.
+
+    :param exchange: of the WebSocket.
+    """
+
+    def __init__(self, exchange: Exchange, clock: Clock, over: Observer) -> None:
+        self._exchange = exchange
+        self._clock = clock
+        self._over = over
+        self._heard = exchange.started
+
+    def heard(self, data: bytes) -> None:
+        """The client sent something: the last of it is what the next turn answers."""
+        self._heard = self._clock.seconds()
+
+    def begin(self) -> _Turn:
+        """See :class:`~llmproxy.usage.Turns`."""
+        return _Turn(self._heard, self._clock.seconds() - self._heard)
+
+    def first_token(self, turn: _Turn) -> None:
+        """See :class:`~llmproxy.usage.Turns`."""
+        turn.first_token = self._clock.seconds() - turn.started
+
+    def end(self, turn: _Turn, reading: Reading) -> None:
+        """See :class:`~llmproxy.usage.Turns`."""
+        socket = self._exchange
+        self._over(
+            Exchange(
+                client=socket.client,
+                upstream=socket.upstream,
+                method=socket.method,
+                path=socket.path,
+                started=turn.started,
+                begun_ns=socket.begun_ns + round((turn.started - socket.started) * 1e9),
+                status=socket.status,
+                asked_model=socket.asked_model,
+                first_byte=turn.first_byte,
+                first_token=turn.first_token,
+                duration=self._clock.seconds() - turn.started,
+                socket=socket.id,
+                labels=socket.labels,
+                ending=socket.ending or Ending.COMPLETED,
+                reading=reading,
+            )
+        )
 
 
 def _look_at_body(exchange: Exchange, glance: Glance, data: bytes) -> None:

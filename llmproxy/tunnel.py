@@ -33,6 +33,7 @@ class Tunnel:
     :param clock: for looking whether a side that the other does not let us read has left.
     :param patience: seconds for which a side may take nothing of what it was sent.
     :param look: called with each part of what the upstream sent, once it is written.
+    :param look_at_client: the same of what the client sent.
     :ivar client: the protocol for the client's connection.
     :ivar upstream: the protocol for the upstream's connection.
     """
@@ -43,6 +44,7 @@ class Tunnel:
         clock: Clock,
         patience: float,
         look: Callable[[bytes], None] | None = None,
+        look_at_client: Callable[[bytes], None] | None = None,
     ) -> None:
         self._over = over
         self._ending = Ending.COMPLETED
@@ -51,6 +53,7 @@ class Tunnel:
         self.client.other = self.upstream
         self.upstream.other = self.client
         self.upstream.look = look
+        self.client.look = look_at_client
 
     def guard(self, guard: SessionGuard, refused: Callable[[str], None]) -> None:
         """Let pass of what the client sends only what it may.

@@ -85,6 +85,7 @@ def complete() -> Exchange:
         first_token=0.75,
         reused=True,
         upstream_request_id="req_1",
+        socket="id-0",
         labels={"x-claude-code-agent-id": "agent", "x-claude-code-session-id": "session"},
         cost=123,
         reading=reading(usage, outcome="failed", error="overloaded_error"),

@@ -51,6 +51,13 @@ def test_a_line_tells_what_was_used_and_what_it_cost() -> None:
     )
 
 
+def test_a_line_of_a_turn_tells_of_which_socket_it_was() -> None:
+    turn = attrs.evolve(COMPLETED, method="GET", status=101, sent=0, socket="01936400000000000000000000")
+    assert line(turn).startswith(
+        "ann GET /openai/v1/chat/completions -> openai 101, a turn of 01936400000000000000000000 in 1.235 s, completed, gpt-5"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "end"),
     [

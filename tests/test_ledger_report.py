@@ -71,6 +71,35 @@ class TestSums:
         [[line]] = ask(database, Question(client="x' OR '1'='1"))
         assert line.requests == 1
 
+    def test_the_turns_of_a_socket_are_requests_whose_usage_is_known(self, database: SQLite) -> None:
+        socket = exchange(method="GET", status=101, reading=reading(None, source="turns"))
+        turn = attrs.evolve(socket, socket=socket.id, reading=reading(Usage(input_tokens=5, output_tokens=1)))
+        turns = [attrs.evolve(turn, id=f"{socket.id} {number}", cost=3) for number in range(2)]
+        line = total(database, *turns, socket)
+        assert (line.requests, line.errors, line.input_tokens, line.output_tokens, line.cost) == (
+            3,
+            0,
+            10,
+            2,
+            6,
+        )
+        assert (line.usage_unknown, line.cost_unknown) == (0, 0)
+        left = attrs.evolve(turn, id=f"{socket.id} 2", reading=reading(None, outcome="cut"))
+        refused = attrs.evolve(
+            turn,
+            id=f"{socket.id} 3",
+            cost=0,
+            reading=reading(Usage(billable=False), source="free", outcome="failed"),
+        )
+        line = total(database, left, refused)
+        assert (line.requests, line.errors, line.usage_unknown, line.cost_unknown, line.cost) == (
+            5,
+            1,
+            1,
+            1,
+            6,
+        )
+
     def test_a_time_is_meant_to_the_microsecond(self, database: SQLite) -> None:
         write(
             database,

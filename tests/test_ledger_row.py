@@ -48,6 +48,7 @@ class TestRow:
             "reused": True,
             "upstream_request_id": "req_1",
             "session": "session",
+            "socket": "id-0",
             "labels": '{"x-claude-code-agent-id":"agent","x-claude-code-session-id":"session"}',
             "cost": 123,
             "usage_source": "reported",

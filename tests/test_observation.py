@@ -328,10 +328,15 @@ class Session:
         assert self.client.received.endswith(data)
 
     def end(self) -> Reading | None:
-        """End the session; return what was read of it."""
+        """End the session; return what was read of it, but for its turns."""
         self.client.leave()
         self.proxy.turn()
-        return only(self.proxy).reading
+        return self.proxy.exchanges[-1].reading
+
+    @property
+    def turns(self) -> list[Exchange]:
+        """The records of its turns until now."""
+        return [exchange for exchange in self.proxy.exchanges if exchange.socket is not None]
 
     @property
     def passed(self) -> bytes:
@@ -344,41 +349,79 @@ def frames(*messages: dict[str, Any]) -> bytes:
 
 class TestSession:
     @pytest.mark.parametrize("at_once", [True, False])
-    def test_the_usage_of_its_turns_is_summed(self, at_once: bool) -> None:
+    def test_each_of_its_turns_is_told_when_it_ends(self, at_once: bool) -> None:
         session = Session()
         sent = frames(*turn("resp_1"), *turn("resp_2"))
         for data in [sent] if at_once else [sent[at : at + 1] for at in range(len(sent))]:
             session.send(data)
         assert session.passed == sent
+        assert [exchange.reading for exchange in session.turns] == [
+            Reading(None, name, "completed", None, USAGE, "reported", "complete")
+            for name in ("resp_1", "resp_2")
+        ]
         reading = session.end()
         assert reading is not None
-        assert (reading.usage, reading.source, reading.outcome) == (USAGE + USAGE, "reported", "complete")
-        assert reading.response_id == "resp_2"
-        assert only(session.proxy).asked_model == "gpt-realtime"
+        assert (reading.usage, reading.source, reading.outcome) == (None, "turns", "complete")
+        assert len(session.proxy.exchanges) == 3
+        assert len({exchange.id for exchange in session.proxy.exchanges}) == 3
+
+    def test_a_turn_is_told_with_what_is_known_of_its_socket(self) -> None:
+        session = Session()
+        session.send(frames(*turn()))
+        (told,) = session.turns
+        session.end()
+        socket = session.proxy.exchanges[-1]
+        for name in ("client", "upstream", "method", "path", "status", "asked_model", "labels"):
+            assert getattr(told, name) == getattr(socket, name)
+        assert (told.socket, socket.socket) == (socket.id, None)
+        assert told.asked_model == "gpt-realtime"
+        assert (told.sent, told.received, told.ending) == (0, 0, Ending.COMPLETED)
 
     def test_compressed_messages_are_read(self) -> None:
         session = Session(extensions=b"permessage-deflate")
         deflated = Deflated()
         for message in (*turn(), *turn()):
             session.send(frame(1, deflated(dumped(message)), compressed=True))
-        reading = session.end()
-        assert reading is not None
-        assert reading.usage == USAGE + USAGE
+        assert [exchange.reading.usage for exchange in session.turns if exchange.reading] == [USAGE, USAGE]
 
-    def test_the_time_of_its_first_token_is_noted(self) -> None:
+    def test_the_times_of_a_turn_count_from_when_the_client_asked_for_it(self) -> None:
         session = Session()
-        for message in (*turn(), *turn()):
-            session.proxy.clock.advance(1)
-            session.send(frames(message))
+        advance = session.proxy.clock.advance
+        for _ in range(2):
+            advance(100)
+            session.client.send(frame(1, b'{"type":"response.create"}', key=b"mask"))
+            for message in turn():
+                advance(1)
+                session.send(frames(message))
         session.end()
-        assert only(session.proxy).first_token == 2.0
+        *turns, socket = session.proxy.exchanges
+        for told in turns:
+            assert (told.first_byte, told.first_token, told.duration) == (1.0, 2.0, 3.0)
+        assert [told.started - socket.started for told in turns] == [100.0, 203.0]
+        assert [told.begun_ns - socket.begun_ns for told in turns] == [100 * 10**9, 203 * 10**9]
+        assert [told.id[:12] for told in turns] == [f"{told.begun_ns // 10**6:012x}" for told in turns]
+        assert socket.first_token is None
 
-    def test_of_a_session_that_was_left_in_a_turn_the_turns_before_are_kept(self) -> None:
+    def test_a_turn_in_which_a_session_was_left_is_cut_and_those_before_are_kept(self) -> None:
         session = Session()
         session.send(frames(*turn("resp_1"), *turn("resp_2")[:2]))
-        reading = session.end()
-        assert reading is not None
-        assert (reading.usage, reading.outcome) == (USAGE, "cut")
+        assert len(session.turns) == 1
+        session.end()
+        whole, left = (exchange.reading for exchange in session.turns)
+        assert whole is not None
+        assert left is not None
+        assert (whole.usage, whole.outcome) == (USAGE, "complete")
+        assert (left.usage, left.source, left.outcome) == (None, "absent", "cut")
+        assert [exchange.socket is None for exchange in session.proxy.exchanges] == [False, False, True]
+
+    def test_a_turn_ends_as_its_socket_does(self) -> None:
+        session = Session()
+        session.send(frames(*turn("resp_1"), *turn("resp_2")[:2]))
+        session.client.stop_reading()
+        session.client.leave(error.ConnectionLost())
+        session.proxy.turn()
+        endings = [exchange.ending for exchange in session.proxy.exchanges]
+        assert endings == [Ending.COMPLETED, Ending.CLIENT_LEFT, Ending.CLIENT_LEFT]
 
     def test_what_is_no_text_or_comes_from_the_client_counts_for_nothing(self) -> None:
         session = Session()
@@ -386,7 +429,8 @@ class TestSession:
         session.client.send(b"".join(frame(1, dumped(message), key=b"mask") for message in turn()))
         reading = session.end()
         assert reading is not None
-        assert (reading.usage, reading.source) == (None, "absent")
+        assert (reading.usage, reading.source) == (None, "turns")
+        assert session.turns == []
 
     def test_frames_that_cannot_be_read_pass_and_leave_the_usage_unknown(self) -> None:
         session = Session()
@@ -395,9 +439,12 @@ class TestSession:
         session.send(frames(*turn()))
         reading = session.end()
         assert reading is not None
-        # A part of what was used is not told as if it were all.
         assert (reading.usage, reading.source) == (None, "undecodable")
-        assert only(session.proxy).ending is Ending.COMPLETED
+        # What was told before stays told; that there may have been more is what the socket's own record says.
+        told, socket = session.proxy.exchanges
+        assert told.reading is not None
+        assert told.reading.usage == USAGE
+        assert socket.ending is Ending.COMPLETED
 
     def test_a_message_that_is_too_large_to_be_looked_at_passes_and_leaves_the_usage_unknown(
         self, monkeypatch: pytest.MonkeyPatch

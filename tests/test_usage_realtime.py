@@ -2,28 +2,88 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.config.credential import Family
 from llmproxy.usage import Reading, Tap, Usage, tap_for_socket
-from llmproxy.usage.model import Part
+from llmproxy.usage.model import unread
 from llmproxy.usage.realtime import Messages
 from llmproxy.usage.sse import LIMIT
-from tests.usage_support import Watched, dumped, read
+from tests.usage_support import dumped
 
 SESSION = {"type": "session.created", "session": {"id": "sess_1", "model": "gpt-realtime"}}
 DELTA = {"type": "response.output_audio.delta", "delta": "AAAA"}
 
 
-def tapped() -> Watched:
-    """A tap that is fed messages, out of their frames."""
-    return Watched(lambda told: Tap(Messages(), told))
+@attrs.define
+class Turn:
+    """A turn as it is told.
+
+    :ivar number: how many had begun before it.
+    :ivar fed: how many messages there were when it began, when its first token passed, and when it ended.
+    """
+
+    number: int
+    begun: int
+    first_token: int | None = None
+    ended: int | None = None
+    reading: Reading | None = None
 
 
-def told(*messages: dict[str, Any], whole: bool = False) -> Reading:
-    return read(tapped(), map(dumped, messages), whole)
+class Session:
+    """A tap that is fed messages, out of their frames, and what it tells."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self.fed = 0
+        self.begun: list[Turn] = []
+        self.ended: list[Turn] = []
+        self.tap = Tap(Messages(self))
+        self.feed(*messages)
+
+    def feed(self, *messages: dict[str, Any] | bytes) -> None:
+        for message in messages:
+            self.fed += 1
+            self.tap.feed(message if isinstance(message, bytes) else dumped(message))
+
+    def begin(self) -> Turn:
+        turn = Turn(len(self.begun), self.fed)
+        self.begun.append(turn)
+        return turn
+
+    def first_token(self, turn: Turn) -> None:
+        assert turn.first_token is None, "it is told once"
+        turn.first_token = self.fed
+
+    def end(self, turn: Turn, reading: Reading) -> None:
+        assert turn.reading is None, "it is told once"
+        turn.ended, turn.reading = self.fed, reading
+        self.ended.append(turn)
+
+    def close(self) -> Reading:
+        reading = self.tap.close(True)
+        assert sorted(turn.number for turn in self.ended) == list(range(len(self.begun)))
+        return reading
+
+    @property
+    def readings(self) -> list[Reading]:
+        """Of the turns, in the order in which they ended."""
+        return [turn.reading for turn in self.ended if turn.reading is not None]
+
+
+def told(*messages: dict[str, Any]) -> list[Reading]:
+    """The readings of the turns, in the order in which they ended, the last of them with the socket."""
+    session = Session(*messages)
+    session.close()
+    return session.readings
+
+
+def only(*messages: dict[str, Any]) -> Reading:
+    """The reading of the one turn."""
+    (reading,) = told(*messages)
+    return reading
 
 
 def created(name: str) -> dict[str, Any]:
@@ -66,22 +126,26 @@ TURN = Usage(
 )
 
 
-def test_the_turns_of_a_realtime_session_are_summed() -> None:
-    reading = told(
-        SESSION, created("resp_1"), DELTA, done("resp_1"), created("resp_2"), DELTA, done("resp_2")
-    )
-    assert reading == Reading(
-        model="gpt-realtime",
-        response_id="resp_2",
-        stop_reason="completed",
-        service_tier=None,
-        usage=TURN + TURN,
-        source="reported",
-        outcome="complete",
-        parts=(Part("gpt-realtime", None, TURN),) * 2,
-    )
-    assert reading.usage is not None
-    assert reading.usage.input_audio_tokens == 100
+def test_each_turn_of_a_realtime_session_is_told_when_it_ends() -> None:
+    session = Session(SESSION)
+    assert session.begun == []
+    for name in ("resp_1", "resp_2"):
+        session.feed(created(name), DELTA, DELTA, done(name))
+    assert [attrs.astuple(turn)[:4] for turn in session.ended] == [(0, 2, 3, 5), (1, 6, 7, 9)]
+    assert session.readings == [
+        Reading(
+            model="gpt-realtime",
+            response_id=name,
+            stop_reason="completed",
+            service_tier=None,
+            usage=TURN,
+            source="reported",
+            outcome="complete",
+        )
+        for name in ("resp_1", "resp_2")
+    ]
+    assert session.close() == attrs.evolve(unread("turns", True), model="gpt-realtime")
+    assert len(session.ended) == 2
 
 
 def response(kind: str, name: str, status: str, **usage: int) -> dict[str, Any]:
@@ -89,33 +153,30 @@ def response(kind: str, name: str, status: str, **usage: int) -> dict[str, Any]:
     return {"type": kind, "response": body}
 
 
-def test_the_turns_of_a_socket_for_responses_are_summed() -> None:
-    reading = told(
+def test_each_turn_of_a_socket_for_responses_is_told_with_its_own_model_and_tier() -> None:
+    first = response("response.completed", "r1", "completed", input_tokens=5, output_tokens=1)
+    first["response"] |= {"model": "gpt-5-pro", "service_tier": "priority"}
+    one, other = told(
         response("response.created", "r1", "in_progress"),
-        response("response.completed", "r1", "completed", input_tokens=5, output_tokens=1),
+        first,
         response("response.created", "r2", "in_progress"),
         response("response.incomplete", "r2", "incomplete", input_tokens=7, output_tokens=2),
     )
-    assert (reading.model, reading.response_id, reading.stop_reason) == ("gpt-5", "r2", "incomplete")
-    assert (reading.usage, reading.outcome) == (Usage(input_tokens=12, output_tokens=3), "complete")
+    assert (one.model, one.service_tier, one.response_id) == ("gpt-5-pro", "priority", "r1")
+    assert (one.usage, one.outcome) == (Usage(input_tokens=5, output_tokens=1), "complete")
+    assert (other.model, other.service_tier, other.response_id) == ("gpt-5", None, "r2")
+    assert (other.usage, other.stop_reason) == (Usage(input_tokens=7, output_tokens=2), "incomplete")
 
 
-def test_each_turn_is_told_with_its_own_model_and_tier() -> None:
-    first = response("response.completed", "r1", "completed", input_tokens=5)
-    first["response"] |= {"model": "gpt-5-pro", "service_tier": "priority"}
-    second = response("response.completed", "r2", "completed", input_tokens=7)
-    assert told(first, second).parts == (
-        Part("gpt-5-pro", "priority", Usage(input_tokens=5)),
-        Part("gpt-5", None, Usage(input_tokens=7)),
-    )
-    assert told(first).parts == ()
+def test_a_turn_of_which_only_the_end_came_is_told() -> None:
+    reading = only(response("response.completed", "r1", "completed", input_tokens=5))
+    assert (reading.response_id, reading.usage) == ("r1", Usage(input_tokens=5))
 
 
-def test_a_turn_that_failed_has_a_part_that_is_unknown_whatever_follows() -> None:
-    failed = response("response.failed", "r1", "failed")
-    reading = told(failed, response("response.completed", "r2", "completed", input_tokens=7))
-    assert reading.outcome == "complete"
-    assert reading.parts == (Part("gpt-5", None, None), Part("gpt-5", None, Usage(input_tokens=7)))
+def test_a_turn_without_a_name_is_told() -> None:
+    ended = done("resp_1")
+    del ended["response"]["id"]
+    assert only(ended).usage == TURN
 
 
 def test_turns_may_run_at_the_same_time() -> None:
@@ -123,86 +184,93 @@ def test_turns_may_run_at_the_same_time() -> None:
         return response("response.created", name, "in_progress")
 
     a, b = (response("response.completed", name, "completed", input_tokens=5) for name in "ab")
-    reading = told(begun("a"), begun("b"), DELTA, a, DELTA)
-    assert (reading.outcome, reading.response_id, reading.usage) == ("cut", "b", Usage(input_tokens=5))
-    reading = told(begun("a"), begun("b"), DELTA, b, DELTA, a)
-    assert (reading.outcome, reading.usage) == ("complete", Usage(input_tokens=10))
-    assert len(reading.parts) == 2
+    session = Session(begun("a"), begun("b"), DELTA, b, DELTA, a)
+    assert [(turn.number, turn.ended) for turn in session.ended] == [(1, 4), (0, 6)]
+    assert [reading.response_id for reading in session.readings] == ["b", "a"]
+    ended, left = told(begun("a"), begun("b"), DELTA, a, DELTA)
+    assert (ended.outcome, ended.response_id, ended.usage) == ("complete", "a", Usage(input_tokens=5))
+    assert (left.outcome, left.response_id, left.usage, left.source) == ("cut", "b", None, "absent")
 
 
-def test_what_so_many_turns_cost_is_not_known_but_their_usage_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmproxy.usage.realtime._MOST_PARTS", 2)
-    reading = told(*(response("response.completed", name, "completed", input_tokens=5) for name in "abc"))
-    assert reading.usage == Usage(input_tokens=15)
-    assert [part.usage for part in reading.parts] == [Usage(input_tokens=5), None]
+def test_turns_that_never_end_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmproxy.usage.realtime._MOST_RUNNING", 2)
+    session = Session(*(created(name) for name in "abc"))
+    assert [(reading.response_id, reading.outcome) for reading in session.readings] == [("a", "cut")]
 
 
-def test_a_socket_that_was_left_in_a_turn_is_cut_and_keeps_the_turns_before() -> None:
-    reading = told(SESSION, created("resp_1"), done("resp_1"), created("resp_2"), DELTA)
-    assert (reading.usage, reading.outcome, reading.response_id) == (TURN, "cut", "resp_2")
-    assert reading.model == "gpt-realtime"
+def test_a_turn_in_which_a_socket_was_left_is_cut() -> None:
+    session = Session(SESSION, created("resp_1"), done("resp_1"), created("resp_2"), DELTA)
+    assert len(session.ended) == 1
+    assert session.close().source == "turns"
+    whole, left = session.readings
+    assert (whole.usage, whole.outcome) == (TURN, "complete")
+    assert (left.response_id, left.model, left.usage) == ("resp_2", "gpt-realtime", None)
+    assert (left.source, left.outcome) == ("absent", "cut")
 
 
 def test_a_turn_that_failed_tells_its_error_and_its_usage() -> None:
     details = {"type": "failed", "error": {"type": "server_error", "code": None}}
-    reading = told(SESSION, created("resp_1"), done("resp_1", "failed", details))
+    reading = only(SESSION, created("resp_1"), done("resp_1", "failed", details))
     assert (reading.outcome, reading.error, reading.usage) == ("failed", "server_error", TURN)
+    reading = only(response("response.failed", "r1", "failed"))
+    assert (reading.outcome, reading.usage, reading.source) == ("failed", None, "absent")
 
 
 def test_a_turn_that_was_interrupted_tells_why() -> None:
-    reading = told(created("resp_1"), done("resp_1", "cancelled", {"reason": "turn_detected"}))
+    reading = only(created("resp_1"), done("resp_1", "cancelled", {"reason": "turn_detected"}))
     assert (reading.outcome, reading.stop_reason) == ("complete", "turn_detected")
 
 
-def test_a_session_goes_on_after_an_error() -> None:
-    error = {"type": "error", "error": {"type": "invalid_request_error", "code": "x"}}
-    assert told(SESSION, error).error == "invalid_request_error"
-    reading = told(SESSION, error, created("resp_1"), done("resp_1"))
-    assert (reading.outcome, reading.error, reading.usage) == ("complete", None, TURN)
+def test_what_was_refused_before_anything_was_begun_costs_nothing_and_the_session_goes_on() -> None:
+    error = {"type": "error", "status": 400, "error": {"type": "invalid_request_error", "code": "x"}}
+    refused, turn = told(SESSION, error, created("resp_1"), done("resp_1"))
+    assert (refused.error, refused.outcome, refused.response_id) == ("invalid_request_error", "failed", None)
+    assert (refused.source, refused.usage) == ("free", Usage(billable=False))
+    assert (turn.outcome, turn.error, turn.usage) == ("complete", None, TURN)
 
 
-def test_the_transcript_of_what_was_said_is_another_models_and_not_counted() -> None:
+def test_an_error_is_that_of_a_turn_that_does_not_go_on() -> None:
+    error = {"type": "error", "error": {"type": "server_error"}}
+    reading = only(SESSION, created("resp_1"), error)
+    assert (reading.response_id, reading.error, reading.outcome) == ("resp_1", "server_error", "failed")
+    assert (reading.usage, reading.source) == (None, "absent")
+    reading = only(SESSION, created("resp_1"), error, DELTA, done("resp_1"))
+    assert (reading.error, reading.outcome, reading.usage) == (None, "complete", TURN)
+
+
+def test_the_transcript_of_what_was_said_is_another_models_and_not_known() -> None:
     transcript = {
         "type": "conversation.item.input_audio_transcription.completed",
         "usage": {"type": "tokens", "input_tokens": 9, "output_tokens": 9, "total_tokens": 18},
     }
-    reading = told(SESSION, transcript, created("resp_1"), done("resp_1"), transcript)
-    assert reading.usage == TURN
-    assert (
-        reading.parts[0] == reading.parts[2] == Part(None, None, None)
-    )  # so what all of it costs is not known
+    first, turn, last = told(SESSION, transcript, created("resp_1"), done("resp_1"), transcript)
+    assert turn.usage == TURN
+    assert first == last == unread("absent", True)
 
 
-def test_a_session_without_a_turn_used_nothing_that_is_known() -> None:
-    reading = told(SESSION)
-    assert (reading.model, reading.source, reading.outcome) == ("gpt-realtime", "absent", "complete")
+def test_a_session_without_a_turn_used_nothing() -> None:
+    session = Session(SESSION)
+    assert session.close() == attrs.evolve(unread("turns", True), model="gpt-realtime")
+    assert session.begun == []
 
 
-def test_a_message_beyond_all_bounds_is_given_up() -> None:
+def test_a_message_beyond_all_bounds_leaves_the_turn_and_the_socket_unknown() -> None:
     large = done("resp_1") | {"output": "x" * LIMIT}
-    assert told(SESSION, created("resp_1"), DELTA, large).source == "too_large"
-    assert told(created("resp_1"), DELTA, DELTA | {"delta": "x" * LIMIT}, done("resp_1")).usage == TURN
-
-
-def test_the_first_token_is_told_when_it_passes() -> None:
-    tap = tapped()
-    for message, expected in (
-        (SESSION, False),
-        (created("resp_1"), False),
-        (DELTA, True),
-        (done("resp_1"), True),
-    ):
-        tap.feed(dumped(message))
-        assert tap.first_token is expected
+    session = Session(SESSION, created("resp_1"), DELTA, large)
+    assert session.close().source == "too_large"
+    assert [reading.source for reading in session.readings] == ["absent"]
+    assert only(created("resp_1"), DELTA, DELTA | {"delta": "x" * LIMIT}, done("resp_1")).usage == TURN
 
 
 @given(
     st.lists(st.binary(max_size=60) | st.sampled_from([dumped(done("a")), dumped(created("b")), b"[DONE]"]))
 )
 def test_no_message_is_an_error(messages: list[bytes]) -> None:
-    read(tapped(), messages)
+    session = Session()
+    session.feed(*messages)
+    assert session.close().source == "turns"
 
 
 def test_only_openais_messages_are_read() -> None:
-    assert tap_for_socket(Family.ANTHROPIC, b"") is None
-    assert tap_for_socket(Family.NONE, b"") is None
+    assert tap_for_socket(Family.ANTHROPIC, b"", Session()) is None
+    assert tap_for_socket(Family.NONE, b"", Session()) is None

@@ -24,7 +24,7 @@ Row = tuple[Any, ...]
 
 _LONGEST = 256  # characters of a name or an id
 _LONGEST_PATH = 1024
-_TOGETHER = 25  # rows; SQLite before 3.32 takes 999 values for a statement
+_TOGETHER = 24  # rows; SQLite before 3.32 takes 999 values for a statement
 _LARGEST = 2**63 - 1  # of a BIGINT
 # The label that names a session: "x-claude-code-session-id", "session_id", ...
 _SESSION = re.compile(r"(.*[-_])?session[-_]id", re.IGNORECASE)
@@ -48,6 +48,7 @@ COLUMNS = (
     "cost",
     "labels",
     "session",
+    "socket",
     "answered_model",
     "usage_source",
     "outcome",
@@ -130,6 +131,7 @@ def row_of(exchange: Exchange) -> Row:
         _number(exchange.cost),
         _json({_text(name): _text(value) for name, value in labels.items()}) if labels else None,
         _text(_session(labels)) if labels else None,
+        exchange.socket,
         *(_UNREAD + _UNUSED if reading is None else _of_reading(reading)),
     )
 

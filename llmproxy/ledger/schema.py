@@ -65,6 +65,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # Ids sort by time, too, and a second index took a fifth of the room and a quarter of the time of writing.
     ("DROP INDEX llmproxy_exchanges_at",),
+    # The turns of a WebSocket have rows of their own, with the id of that of the socket.
+    ("ALTER TABLE llmproxy_exchanges ADD COLUMN socket TEXT",),
 )
 
 

@@ -139,8 +139,8 @@ class Counts(Collector):
     def _of_upstreams(self) -> Iterator[Metric]:
         exchanges = CounterMetricFamily(
             "llmproxy_exchanges",
-            "Requests to an upstream that are over, by the class of the status that the client was answered and by how they "
-            "ended.",
+            "Requests to an upstream, and turns of WebSockets, that are over, by the class of the status that the client was "
+            "answered and by how they ended.",
             labels=["upstream", "status_class", "ending"],
         )
         sources = CounterMetricFamily(

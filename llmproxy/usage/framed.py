@@ -19,15 +19,12 @@ class Framed(Body):
     :raise llmproxy.frames.FrameError: for extensions that are not known here.
     """
 
+    tells_first_token = False
+
     def __init__(self, body: Body, extensions: bytes) -> None:
         self._body = body
         self._frames = FrameReader(extensions, from_client=False, limit=_LARGEST_MESSAGE)
         self._given_up: Source | None = None
-
-    @property
-    def first_token(self) -> bool:
-        """See :class:`Body`."""
-        return self._body.first_token
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import attrs
 
 # Where the usage of an exchange comes from: the provider said it; it did not; the answer was too large, or not readable, to be
-# accounted; such a request costs nothing; or ("none") nobody looked, as there is nothing to be read in such an answer.
-Source = Literal["reported", "absent", "too_large", "undecodable", "free", "none"]
+# accounted; such a request costs nothing; it opened a socket, whose turns are told by themselves; or ("none") nobody looked, as
+# there is nothing to be read in such an answer.
+Source = Literal["reported", "absent", "too_large", "undecodable", "free", "turns", "none"]
 
 # How an answer ended: with what its API ends an answer with; before that; or with an error, be it one after a status of 200.
 Outcome = Literal["complete", "cut", "failed"]

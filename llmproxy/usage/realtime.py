@@ -1,83 +1,121 @@
 """The messages of a WebSocket: OpenAI's Realtime API, and its responses where they are asked for over one.
 
-One socket carries many turns, some at the same time, each of which is a response of its own with its own model, tier and usage:
-so here, unlike in a stream, usage is summed, and its parts are told for the price. Model, id and stop reason are those of the
-last turn, and so is the outcome: an error ends a turn, and the next one may be well.
+One socket carries many turns, some at the same time, each of which is a response of its own with its own model, tier and usage.
+Sockets are open for hours, so each turn is told as soon as it is over, and nothing is left for the socket's own reading.
 
 Frames are put together, and inflated, before: what is fed is one whole message at a time, as the upstream sent it.
 """
 
 from __future__ import annotations
 
+from typing import Generic, Protocol, TypeVar
+
 import attrs
 
-from llmproxy.usage.model import Part, Reading, Usage
+from llmproxy.usage.model import Reading, Source, Usage, unread
 from llmproxy.usage.openai import OpenAIReader
 from llmproxy.usage.reader import Body, Event
 from llmproxy.usage.sse import LIMIT
 
-_MOST_PARTS = 10_000  # of some 300 bytes; what such a long session costs is not known
+_MOST_RUNNING = 1000  # turns at a time; there are one or two
+
+T = TypeVar("T")
 
 
-class Messages(Body):
+class Turns(Protocol[T]):
+    """Who is told of the turns of a socket, and gives each what it is to be known by."""
+
+    def begin(self) -> T:
+        """A turn has begun."""
+
+    def first_token(self, turn: T, /) -> None:
+        """A first piece of what the model makes for a turn has passed."""
+
+    def end(self, turn: T, reading: Reading, /) -> None:
+        """A turn is over."""
+
+
+@attrs.define
+class _Running(Generic[T]):
+    """A turn that has not ended.
+
+    :ivar error: that was told while it ran. It need not be about this turn, which may go on.
+    """
+
+    turn: T
+    had_token: bool = False
+    error: str | None = None
+
+
+class Messages(Body, Generic[T]):
     """Takes the messages of a socket."""
 
-    def __init__(self) -> None:
-        self._turn = OpenAIReader()  # the turn that runs, or the next one
-        self._ended = self._turn  # the last one that has ended, if one has
-        self._begun: dict[str, None] = {}  # the ids of responses that have not ended, the oldest first
-        self._parts: list[Part] = []
-        self._usage: Usage | None = None
-        self._first_token = False
-        self._too_large = False
+    tells_first_token = False  # the turns do
 
-    @property
-    def first_token(self) -> bool:
-        """A first piece of what the model makes has passed, in the first turn."""
-        return self._first_token
+    def __init__(self, turns: Turns[T]) -> None:
+        self._turns = turns
+        self._reader = OpenAIReader()  # of the turn that runs, or of the next one
+        self._running: dict[str, _Running[T]] = {}  # by the ids of their responses, the oldest first
+        self._too_large = False
 
     def feed(self, data: bytes) -> None:
         """Take a message."""
-        turn = self._turn
-        if turn.ordinary(data):
+        reader = self._reader
+        if reader.ordinary(data):
             return
         if len(data) > LIMIT:
             self._too_large = True
             return
-        turn.event(Event(b"", data))
-        self._first_token = self._first_token or turn.first_token
-        if turn.transcribed:
-            turn.transcribed = False
-            self._add(Part(None, None, None))  # of another model, which is not told
-        if turn.ended or turn.error:
-            self._end(turn)
-        elif turn.response_id is not None:
-            self._begun[turn.response_id] = None
-
-    def _end(self, turn: OpenAIReader) -> None:
-        used = turn.usage()
-        if used is not None:
-            self._usage = used if self._usage is None else self._usage + used
-        if turn.response_id is not None:
-            self._begun.pop(turn.response_id, None)
-            self._add(Part(turn.model, turn.service_tier, None if turn.error else used))
-        self._ended = turn
-        self._turn = OpenAIReader()
-        self._turn.model = turn.model  # Realtime tells it once
-        self._turn.response_id = next(iter(self._begun), None)
-
-    def _add(self, part: Part) -> None:
-        if len(self._parts) < _MOST_PARTS:
-            self._parts.append(part)
-        else:
-            self._parts[-1] = Part(None, None, None)
+        reader.event(Event(b"", data))
+        if reader.transcribed:  # by another model, which is not told
+            reader.transcribed = False
+            self._turns.end(self._turns.begin(), unread("absent", True))
+        name = reader.response_id
+        if reader.ended or (reader.error and name is None):
+            self._end(reader)
+        elif name is not None:
+            running = self._begun(name)
+            running.error, reader.error = reader.error or running.error, None
+            if reader.first_token and not running.had_token:
+                running.had_token = True
+                self._turns.first_token(running.turn)
 
     def close(self, whole: bool) -> Reading:
-        """Take note that the socket is closed; a socket between two turns lacks nothing, however it was closed."""
-        is_open = self._turn.response_id is not None
-        last = self._turn if is_open else self._ended
-        reading = last.reading(not is_open, "too_large" if self._too_large else None)
-        if self._too_large or self._usage is None:
-            return reading
-        parts = tuple(self._parts) if len(self._parts) > 1 else ()
-        return attrs.evolve(reading, usage=self._usage, source="reported", parts=parts)
+        """Take note that the socket is closed, and with it what has not ended; between two turns it lacks nothing."""
+        while self._running:
+            self._cut_oldest()
+        source: Source = "too_large" if self._too_large else "turns"
+        return attrs.evolve(unread(source, True), model=self._reader.model)
+
+    def _begun(self, name: str) -> _Running[T]:
+        running = self._running.get(name)
+        if running is None:
+            if len(self._running) == _MOST_RUNNING:
+                self._cut_oldest()
+            running = self._running[name] = _Running(self._turns.begin())
+        return running
+
+    def _cut_oldest(self) -> None:
+        name, running = next(iter(self._running.items()))
+        del self._running[name]
+        reading = unread("absent", False)
+        reading.model, reading.response_id = self._reader.model, name
+        if running.error:
+            reading.outcome, reading.error = "failed", running.error
+        self._turns.end(running.turn, reading)
+
+    def _end(self, reader: OpenAIReader) -> None:
+        reading = reader.reading(True)
+        name = reader.response_id
+        if name is not None:
+            running = self._begun(name)
+            del self._running[name]
+            self._turns.end(running.turn, reading)
+        elif reading.usage is not None:
+            self._turns.end(self._turns.begin(), reading)
+        elif reading.error is not None:  # nothing was begun for what the client had sent
+            reading.source, reading.usage = "free", Usage(billable=False)
+            self._turns.end(self._turns.begin(), reading)
+        self._reader = OpenAIReader()
+        self._reader.model = reader.model  # Realtime tells it once
+        self._reader.response_id = next(iter(self._running), None)

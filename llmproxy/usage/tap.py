@@ -28,7 +28,7 @@ from llmproxy.usage.json_body import JSONBody
 from llmproxy.usage.model import Reading, Usage, unread
 from llmproxy.usage.openai import OpenAIReader
 from llmproxy.usage.reader import Body, Reader
-from llmproxy.usage.realtime import Messages
+from llmproxy.usage.realtime import Messages, T, Turns
 from llmproxy.usage.sse import EventStream
 
 _READERS: dict[Family, type[Reader]] = {
@@ -155,18 +155,16 @@ def tap_for(
     return None if make is None else Tap(make(), on_first_token)
 
 
-def tap_for_socket(
-    family: Family, extensions: bytes, on_first_token: Callable[[], None] | None = None
-) -> Tap | None:
+def tap_for_socket(family: Family, extensions: bytes, turns: Turns[T]) -> Tap | None:
     """Choose a tap for what an upstream sends through a WebSocket, or ``None`` where there is nothing to be read in it.
 
     :param extensions: the ``Sec-WebSocket-Extensions`` of the 101 answer, several joined by commas.
-    :param on_first_token: see :class:`Tap`.
+    :param turns: is told of those that it carries.
     """
     if family is not Family.OPENAI:
         return None
     try:
-        return Tap(Framed(Messages(), extensions), on_first_token)
+        return Tap(Framed(Messages(turns), extensions))
     except FrameError:
         return Tap(_Unreadable())
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http import HTTPStatus
 from pathlib import Path
 from random import Random
@@ -19,7 +23,7 @@ from websockets.sync.server import Server, ServerConnection, serve
 from websockets.typing import Subprotocol
 
 from tests.integration.conftest import Background
-from tests.integration.process import AUTHORIZATION, OPENAI_KEY, TOKEN, Proxy, running, settings
+from tests.integration.process import AUTHORIZATION, OPENAI_KEY, TOKEN, Proxy, eventually, running, settings
 from tests.integration.upstream import Upstream
 from tests.integration.wire import BLOCK, PATIENCE, Ending, Flood, Wire, message
 
@@ -133,6 +137,42 @@ def open_socket(
         open_timeout=PATIENCE,
         close_timeout=PATIENCE,
     )
+
+
+def test_a_turn_is_in_the_ledger_while_its_socket_is_open_and_outlives_a_kill(
+    echo: EchoServer, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger.sqlite3"
+    url = f"http://127.0.0.1:{echo.port}"
+    proxy = Proxy(settings(url, url, LLMPROXY_LEDGER=f"sqlite://{ledger}"), tmp_path)
+    try:
+        proxy.twistd.started()
+        with open_socket(proxy, BEARER, path="/openai/v1/responses") as client:
+            for number in range(2):
+                response = {"id": f"resp_{number}", "model": "gpt-5-mini"}
+                usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+                for event in (
+                    {"type": "response.created", "response": response},
+                    {"type": "response.output_text.delta", "delta": "Hello"},
+                    {"type": "response.completed", "response": {**response, "usage": usage}},
+                ):
+                    client.send(json.dumps(event))
+                    assert json.loads(client.recv(PATIENCE)) == event
+            with closing(sqlite3.connect(ledger)) as connection:
+                wanted = (
+                    "SELECT response_id, answered_model, input_tokens, output_tokens, first_token > 0, ending "
+                    "FROM llmproxy_exchanges WHERE socket IS NOT NULL ORDER BY response_id"
+                )
+                eventually(
+                    lambda: len(connection.execute(wanted).fetchall()) == 2, "two turns are in the ledger"
+                )
+                proxy.twistd.send_signal(signal.SIGKILL)
+                proxy.twistd.wait()
+                assert connection.execute(wanted).fetchall() == [
+                    (f"resp_{number}", "gpt-5-mini", 1000, 100, 1, "completed") for number in range(2)
+                ]
+    finally:
+        proxy.stop()
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime?model=m", "/v1/responses"])
