@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import attrs
 
-from llmproxy.usage import Reading, Tap
+from llmproxy.usage import Reading, Tap, free
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -112,6 +112,10 @@ class Exchange:
             tap, self.tap = self.tap, None
             self._reading = tap.close(self.ending is Ending.COMPLETED)
         return self._reading
+
+    def note_free(self) -> None:
+        """Note that this is certain to cost nothing, since the upstream heard nothing of it."""
+        self._reading = free(whole=False)
 
 
 Observer = Callable[[Exchange], None]

@@ -56,6 +56,20 @@ def explain(upstream: Upstream, failure: Failure) -> tuple[Problem, str] | None:
     return BAD_GATEWAY_RETRY if ended else BAD_GATEWAY, f"{_name(upstream)} {what}."
 
 
+def never_sent(failure: Failure) -> bool:
+    """Tell whether it is certain that an upstream heard nothing of a request: it failed before there was a connection for it.
+
+    A kept connection may have been tried before; then the upstream had closed that, and read nothing.
+    """
+    return (
+        failure.check(
+            error.TimeoutError, error.TCPTimedOutError, error.ConnectingCancelledError, NoneFree, OSError
+        )
+        is not None
+        or _connecting(failure) is not None
+    )
+
+
 def silent(upstream: Upstream, seconds: float, given_up: Failure | None = None) -> tuple[Problem, str]:
     """Say that an upstream took a request and sent nothing for a time.
 

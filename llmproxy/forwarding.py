@@ -207,6 +207,8 @@ class Forwarding:
             ending = Ending.PROXY_FAILED if ours else Ending.UPSTREAM_FAILED
         else:
             failure.raiseException()
+        if faults.never_sent(failure):
+            self._exchange.note_free()
         self._log.warn("{message}", message=message)
         self._exchange.status = problem.status
         self._gateway.tell(self._exchange, self._request)

@@ -162,6 +162,30 @@ def test_a_fault_of_an_upstream_is_told_with_its_name_and_host(
     )
 
 
+@pytest.mark.parametrize("fault", [fault for fault, _, _ in FAULTS])
+def test_what_failed_before_there_was_a_connection_was_never_sent(fault: BaseException) -> None:
+    assert faults.never_sent(Failure(fault)) is not isinstance(
+        fault, (ResponseFailed, RequestTransmissionFailed)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (NoneFree(), True),
+        (error.ConnectingCancelledError(None), True),
+        (OSError(errno.EMFILE, "out"), True),
+        (os_error(errno.EHOSTUNREACH), True),
+        (CancelledError(), False),
+        (BrokenBody("x"), False),
+        (SilentBody("x"), False),
+        (RuntimeError(), False),
+    ],
+)
+def test_whether_a_request_was_sent_is_not_guessed(fault: BaseException, expected: bool) -> None:
+    assert faults.never_sent(Failure(fault)) is expected
+
+
 @pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EHOSTUNREACH])
 def test_an_upstream_that_cannot_be_reached_is_told_in_the_systems_words(number: int) -> None:
     explained = faults.explain(OPENAI, Failure(os_error(number)))

@@ -12,7 +12,7 @@ from llmproxy.exchange import Ending, Exchange
 from llmproxy.ledger import schema
 from llmproxy.ledger.database import SQLite
 from llmproxy.ledger.report import LedgerError, Question, Sum, ask
-from llmproxy.usage.model import Reading, Usage
+from llmproxy.usage.model import Reading, Usage, free
 from tests.ledger_support import NOON, check_everyday, everyday, exchange, reading, write
 
 
@@ -187,6 +187,7 @@ class TestUnknown:
         [
             exchange(status=500, first_byte=0.1, reading=reading()),
             exchange(status=502, first_byte=0.1, ending=Ending.UPSTREAM_FAILED),
+            exchange(status=502, ending=Ending.UPSTREAM_FAILED, reading=free(whole=False)),
             exchange(status=429, first_byte=0.1),
             exchange(status=307, first_byte=0.1),
             exchange(method="GET", reading=reading()),

@@ -9,6 +9,8 @@ from typing import Any
 import attrs
 import pytest
 from twisted.internet import error
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseNeverReceived
 
 from llmproxy.config import Config, Family, Upstream
 from llmproxy.exchange import Ending, Exchange
@@ -131,6 +133,18 @@ class TestRequest:
         proxy.agent.only.fail(error.ConnectionRefusedError())
         assert (only(proxy).asked_model, only(proxy).received) == ("gpt-5", len(ASKED))
         assert only(proxy).ending is Ending.UPSTREAM_FAILED
+
+    def test_what_found_no_connection_is_known_to_cost_nothing(self, proxy: Proxy) -> None:
+        post(proxy)
+        proxy.agent.only.fail(error.ConnectionRefusedError())
+        reading = only(proxy).reading
+        assert reading is not None
+        assert (reading.source, reading.usage) == ("free", Usage(billable=False))
+
+    def test_of_what_may_have_been_sent_nobody_knows_the_cost(self, proxy: Proxy) -> None:
+        post(proxy)
+        proxy.agent.only.fail(ResponseNeverReceived([Failure(error.ConnectionLost())]))
+        assert only(proxy).reading is None
 
     def test_of_a_model_that_was_refused_it_is_noted_too(self) -> None:
         config = attrs.evolve(CONFIG, clients=(client_with(TOKEN, models=("gpt-4",)),))

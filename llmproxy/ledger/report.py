@@ -32,8 +32,8 @@ _USAGE_UNKNOWN = """
         OR (COALESCE(usage_source, 'none') = 'none' AND (
             status IS NULL OR status = 101 OR status BETWEEN 200 AND 299
         ))
-        -- None came, and the status is this proxy's own. What was lost on the way back is not to be told from what was never
-        -- sent; below 500, it was the client that sent no whole request.
+        -- None came, and the status is this proxy's own; below 500, it was the client that sent no whole request. What was
+        -- never sent is not billable.
         OR (first_byte IS NULL AND status >= 500 AND ending IN ('upstream silent', 'upstream failed', 'proxy failed'))
     )
 """

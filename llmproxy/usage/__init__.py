@@ -10,8 +10,8 @@ An answer is worth a tap where it was made for the request: for POST, and for We
 with its usage.
 """
 
-from llmproxy.usage.model import Outcome, Reading, Source, Usage
+from llmproxy.usage.model import Outcome, Reading, Source, Usage, free
 from llmproxy.usage.realtime import Turns
 from llmproxy.usage.tap import Tap, tap_for, tap_for_socket
 
-__all__ = ["Outcome", "Reading", "Source", "Tap", "Turns", "Usage", "tap_for", "tap_for_socket"]
+__all__ = ["Outcome", "Reading", "Source", "Tap", "Turns", "Usage", "free", "tap_for", "tap_for_socket"]

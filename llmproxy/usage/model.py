@@ -141,6 +141,14 @@ def unread(source: Source, whole: bool) -> Reading:
     return Reading(None, None, None, None, None, source, "complete" if whole else "cut")
 
 
+def free(whole: bool) -> Reading:
+    """The reading of what costs nothing, whatever was answered, if anything was.
+
+    :param whole: nothing of the answer is missing.
+    """
+    return Reading(None, None, None, None, Usage(billable=False), "free", "complete" if whole else "cut")
+
+
 def _sum(one: int | None, other: int | None) -> int | None:
     if one is None or other is None:
         return one if other is None else other

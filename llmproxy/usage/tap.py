@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 
-import attrs
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -25,7 +24,7 @@ from llmproxy.usage.framed import Framed
 from llmproxy.usage.gemini import GeminiReader
 from llmproxy.usage.json_array import JSONArray
 from llmproxy.usage.json_body import JSONBody
-from llmproxy.usage.model import Reading, Usage, unread
+from llmproxy.usage.model import Reading, free, unread
 from llmproxy.usage.openai import OpenAIReader
 from llmproxy.usage.reader import Body, Reader
 from llmproxy.usage.realtime import Messages, T, Turns
@@ -122,7 +121,7 @@ class _Free(Body):
 
     def close(self, whole: bool) -> Reading:
         """Tell so."""
-        return attrs.evolve(unread("free", whole), usage=Usage(billable=False))
+        return free(whole)
 
 
 class _Unreadable(Body):
