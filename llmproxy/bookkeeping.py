@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
+from twisted.internet.task import deferLater
 
 from llmproxy.access_log import AccessLog
 from llmproxy.accounting import Accounting
@@ -15,6 +16,8 @@ from llmproxy.exchange import Exchange, Observer
 from llmproxy.ledger import Database, Ledger, open_ledger, parse_ledger
 from llmproxy.metrics import Metrics, Sources
 from llmproxy.prices import PriceBook
+
+_LOOKS, _BETWEEN_LOOKS = 20, 0.05  # seconds: whether all exchanges are over, when it ends
 
 
 class Bookkeeping:
@@ -95,13 +98,26 @@ class Bookkeeping:
             for exchange in exchanges:
                 self._ledger.record(exchange)
 
-    def close(self) -> Deferred[Any]:
-        """Write what is known until now; fires when that is done."""
+    def cut_off(self) -> None:
+        """Note of the exchanges that are not over that it is this proxy that ends them."""
+        for exchange in self.open.values():
+            exchange.cut_off = True
+
+    @inlineCallbacks
+    def close(self) -> Generator[Deferred[Any], Any, None]:
+        """Write what is known until now; fires when that is done.
+
+        The last clients are gone before the other ends of their WebSockets are: for these exchanges it waits a moment.
+        """
+        for _ in range(_LOOKS):
+            if not self.open:
+                break
+            yield deferLater(self._reactor, _BETWEEN_LOOKS)
         self._accounting.flush()
         if self._ledger is not None:
             self._closing.append(self._ledger.close())
             self._ledger = None
-        return gatherResults(self._closing)
+        yield gatherResults(self._closing)
 
     def _by_upstream(self, exchanges: Iterable[Exchange]) -> Mapping[str, int]:
         """Count exchanges; 0 is said of each upstream, too: what is not there is no number to whoever draws it."""

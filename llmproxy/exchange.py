@@ -71,6 +71,7 @@ class Exchange:
     :ivar socket: of a turn, the id of the exchange whose WebSocket carried it.
     :ivar labels: ids of sessions and agents, by the names of the headers that carried them.
     :ivar tap: what reads the answer while it passes.
+    :ivar cut_off: this proxy ends it before its time, since it is being stopped.
     :ivar cost: in micro-dollars, 1e-6 USD; ``None`` where it is not known.
     """
 
@@ -94,6 +95,7 @@ class Exchange:
     labels: Mapping[str, str] = _NO_LABELS
     cost: int | None = None
     ending: Ending | None = None
+    cut_off: bool = False
     _reading: Reading | None = None
     tap: Tap | None = None
 

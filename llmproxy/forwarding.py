@@ -193,7 +193,7 @@ class Forwarding:
 
     def _not_answered(self, failure: Failure) -> None:
         """No headers came, and none will: say why, unless nobody is left to be told."""
-        if self._exchange.ending is Ending.CLIENT_LEFT:
+        if self._exchange.ending is not None:
             return
         if self._gave_up:
             problem, message = faults.silent(self._upstream, self._upstream.timeouts.first_byte, failure)
@@ -266,6 +266,8 @@ class Forwarding:
             # The answer had begun, and was cut off with the upload that was not to go on.
             self._log.warn("A request was ended: {reason}", reason=self._read.forbidden)
             ending = Ending.REFUSED
+        if exchange.cut_off:
+            ending = Ending.PROXY_FAILED
         exchange.ending = ending
         if self._passage is not None:
             exchange.sent = self._passage.sent

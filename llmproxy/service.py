@@ -180,6 +180,7 @@ class ProxyService(Service):
             count=self._site.open,
             seconds=self._drain,
         )
+        self._books.cut_off()
         self._site.abort()
 
     def _warn(self) -> None:

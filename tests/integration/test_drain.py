@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,33 @@ def test_with_nothing_in_flight_it_ends_at_once(drained: Proxy, upstream: Upstre
     assert drained.twistd.wait() == 0  # which has less patience than it would wait
     assert client.ending() is Ending.FIN
     wire.ending()
+
+
+def test_what_is_cut_off_is_in_the_ledger_with_what_it_was(upstream: Upstream, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.sqlite3"
+    with running(
+        tmp_path, upstream, options=["--drain", "1"], LLMPROXY_LEDGER=f"sqlite://{ledger}"
+    ) as hurried:
+        begin_stream(hurried, upstream)
+        hurried.send(b"GET /openai/v1/x")
+        upstream.receive()
+        tunnel(hurried, upstream)
+        terminate(hurried)
+        assert hurried.twistd.wait() == 0
+        assert "Traceback" not in hurried.twistd.log
+    with closing(sqlite3.connect(ledger)) as connection:
+        rows = connection.execute("SELECT status, ending FROM llmproxy_exchanges ORDER BY status").fetchall()
+    assert rows == [(None, "proxy failed"), (101, "proxy failed"), (200, "proxy failed")]
+
+
+def test_a_websocket_that_ends_while_it_drains_is_in_the_ledger(upstream: Upstream, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.sqlite3"
+    with running(tmp_path, upstream, LLMPROXY_LEDGER=f"sqlite://{ledger}") as proxy:
+        client, far_end = tunnel(proxy, upstream)
+        terminate(proxy)
+        client.close()
+        far_end.ending()
+        assert proxy.twistd.wait() == 0
+    with closing(sqlite3.connect(ledger)) as connection:
+        rows = connection.execute("SELECT status, ending FROM llmproxy_exchanges").fetchall()
+    assert rows == [(101, "completed")]
