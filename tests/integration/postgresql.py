@@ -49,9 +49,11 @@ class Server:
         password = self._directory / "password"
         password.write_text(PASSWORD)
         password.chmod(0o644)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        # Held, so that nobody else is given it; with this option, Linux lets the server have it, too.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port: int = self._reserved.getsockname()[1]
         subprocess.run(
             [
                 self._programs / "initdb",
@@ -107,6 +109,7 @@ class Server:
 
     def remove(self) -> None:
         self.stop()
+        self._reserved.close()
         shutil.rmtree(self._directory)
 
     def create(self, name: str) -> str:
