@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -95,6 +96,9 @@ def background() -> Iterator[Background]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than ten seconds; left out with -m 'not slow'.")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So it is for what a script runs in the background, and what the tests start would ignore it, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
