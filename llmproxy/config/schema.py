@@ -85,7 +85,8 @@ class LimitsTable(Table):
         "Bytes of a request's headers, else 431.", _CLIENT.headers
     )
     header_timeout: Annotated[Seconds, Sets(DownstreamLimits, "header_time")] = _key(
-        "Seconds until a request's headers must be complete, else 408.", _CLIENT.header_time
+        "Seconds until a request's headers must be complete, else 408; and until a TLS handshake must be.",
+        _CLIENT.header_time,
     )
     body_timeout: Annotated[Seconds, Sets(DownstreamLimits, "body_idle")] = _key(
         "Seconds that a client may be silent within a request's body, else 408.", _CLIENT.body_idle
