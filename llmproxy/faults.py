@@ -61,13 +61,8 @@ def never_sent(failure: Failure) -> bool:
 
     A kept connection may have been tried before; then the upstream had closed that, and read nothing.
     """
-    return (
-        failure.check(
-            error.TimeoutError, error.TCPTimedOutError, error.ConnectingCancelledError, NoneFree, OSError
-        )
-        is not None
-        or _connecting(failure) is not None
-    )
+    unconnected = failure.check(error.ConnectingCancelledError, NoneFree, OSError)
+    return unconnected is not None or _connecting(failure) is not None
 
 
 def silent(upstream: Upstream, seconds: float, given_up: Failure | None = None) -> tuple[Problem, str]:

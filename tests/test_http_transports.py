@@ -606,7 +606,12 @@ class TestRest:
         with ours, theirs:
             yield ours, theirs
 
-    def broken(self, ours: socket.socket, reads_rest: bool = True, **info: Any) -> NativeTransport:
+    def broken(
+        self, pair: tuple[socket.socket, socket.socket], sent: bytes, reads_rest: bool = True, **info: Any
+    ) -> NativeTransport:
+        """A connection whose peer had sent something; that a write failed is still to be told."""
+        ours, theirs = pair
+        theirs.sendall(sent)
         transport = NativeTransport(reads_rest=reads_rest)
         transport.connection_made(LoopTransport(socket=ours, **info))
         transport.switch(Recorder())
@@ -616,12 +621,10 @@ class TestRest:
     def test_it_is_read_before_the_loss_is_told(
         self, pair: tuple[socket.socket, socket.socket], stays: bool
     ) -> None:
-        ours, theirs = pair
         answer = b"x" * 100_000
-        theirs.sendall(answer)
+        transport = self.broken(pair, answer)
         if not stays:
-            theirs.close()
-        transport = self.broken(ours)
+            pair[1].close()
         protocol = transport.protocol
         transport.connection_lost(BrokenPipeError())
         assert protocol.data == answer
@@ -630,9 +633,7 @@ class TestRest:
     def test_whoever_gets_it_cannot_use_the_connection_any_more(
         self, pair: tuple[socket.socket, socket.socket]
     ) -> None:
-        ours, theirs = pair
-        theirs.sendall(b"answer")
-        transport = self.broken(ours)
+        transport = self.broken(pair, b"answer")
         loop_transport = transport._transport
         loop_transport.log.clear()
         seen: list[bool] = []
@@ -651,9 +652,7 @@ class TestRest:
         assert loop_transport.log == []
 
     def test_it_may_go_to_another_protocol_midway(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        ours, theirs = pair
-        theirs.sendall(b"x" * 100_000)
-        transport = self.broken(ours)
+        transport = self.broken(pair, b"x" * 100_000)
         first, second = transport.protocol, Recorder()
 
         def switch(data: bytes) -> None:
@@ -668,9 +667,7 @@ class TestRest:
         assert (len(first.ends), len(second.ends)) == (0, 1)
 
     def test_whoever_aborts_gets_no_more(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        ours, theirs = pair
-        theirs.sendall(b"x" * 100_000)
-        transport = self.broken(ours)
+        transport = self.broken(pair, b"x" * 100_000)
         protocol = transport.protocol
 
         def abort(data: bytes) -> None:
@@ -685,9 +682,7 @@ class TestRest:
     def test_a_protocol_that_fails_is_told_of_the_loss_all_the_same(
         self, pair: tuple[socket.socket, socket.socket]
     ) -> None:
-        ours, theirs = pair
-        theirs.sendall(b"x")
-        transport = self.broken(ours)
+        transport = self.broken(pair, b"x")
         protocol = transport.protocol
 
         def fail(data: bytes) -> None:
@@ -702,9 +697,7 @@ class TestRest:
         self, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(transports, "_REST", 70_000)
-        ours, theirs = pair
-        theirs.sendall(b"x" * 100_000)
-        transport = self.broken(ours)
+        transport = self.broken(pair, b"x" * 100_000)
         protocol = transport.protocol
         transport.connection_lost(BrokenPipeError())
         assert len(protocol.data) == 70_000
@@ -713,9 +706,7 @@ class TestRest:
     def test_it_is_left_where_nobody_may_have_it(
         self, pair: tuple[socket.socket, socket.socket], why: str
     ) -> None:
-        ours, theirs = pair
-        theirs.sendall(b"x")
-        transport = self.broken(ours, why != "a client", ssl_object=object() if why == "TLS" else None)
+        transport = self.broken(pair, b"x", why != "a client", ssl_object=object() if why == "TLS" else None)
         protocol = transport.protocol
         if why == "aborted":
             transport.abortConnection()

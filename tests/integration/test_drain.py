@@ -59,6 +59,12 @@ def terminate(proxy: Proxy) -> None:
     eventually(lambda: refuses(port), "the listener is closed")
 
 
+def recorded(ledger: Path) -> list[tuple[int | None, str]]:
+    """The status and the ending of each exchange, by the status."""
+    with closing(sqlite3.connect(ledger)) as connection:
+        return connection.execute("SELECT status, ending FROM llmproxy_exchanges ORDER BY status").fetchall()
+
+
 def test_what_is_in_flight_is_finished_and_no_more_is_taken(drained: Proxy, upstream: Upstream) -> None:
     idle = drained.connect()
     idle.send(HEALTHZ)
@@ -200,9 +206,7 @@ def test_what_is_cut_off_is_in_the_ledger_with_what_it_was(upstream: Upstream, t
         terminate(hurried)
         assert hurried.twistd.wait() == 0
         assert "Traceback" not in hurried.twistd.log
-    with closing(sqlite3.connect(ledger)) as connection:
-        rows = connection.execute("SELECT status, ending FROM llmproxy_exchanges ORDER BY status").fetchall()
-    assert rows == [(None, "proxy failed"), (101, "proxy failed"), (200, "proxy failed")]
+    assert recorded(ledger) == [(None, "proxy failed"), (101, "proxy failed"), (200, "proxy failed")]
 
 
 def test_a_websocket_that_ends_while_it_drains_is_in_the_ledger(upstream: Upstream, tmp_path: Path) -> None:
@@ -213,6 +217,4 @@ def test_a_websocket_that_ends_while_it_drains_is_in_the_ledger(upstream: Upstre
         client.close()
         far_end.ending()
         assert proxy.twistd.wait() == 0
-    with closing(sqlite3.connect(ledger)) as connection:
-        rows = connection.execute("SELECT status, ending FROM llmproxy_exchanges").fetchall()
-    assert rows == [(101, "completed")]
+    assert recorded(ledger) == [(101, "completed")]
