@@ -28,7 +28,8 @@ class Observer(Protocol):
 class Accounting:
     """Gathers records, prices them and tells the observers.
 
-    :param price: gives the cost of an exchange in micro-dollars, ``None`` where it is not known.
+    :ivar price: gives the cost of an exchange in micro-dollars, ``None`` where it is not known.
+    :ivar observers: who is told.
     """
 
     _log = Logger()
@@ -36,14 +37,14 @@ class Accounting:
     def __init__(
         self,
         clock: IReactorTime,
-        price: Callable[[Exchange], int | None],
-        observers: Sequence[Observer],
+        price: Callable[[Exchange], int | None] = lambda _: None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._clock = clock
-        self._observers = observers
         self._waiting: list[Exchange] = []
         self._next: IDelayedCall | None = None
         self.price = price
+        self.observers = observers
 
     def add(self, exchange: Exchange) -> None:
         """An exchange is over."""
@@ -66,6 +67,6 @@ class Accounting:
                 exchange.cost = self.price(exchange)
             except Exception:
                 self._log.failure("A price could not be found")
-        for observer in self._observers:
+        for observer in self.observers:
             with self._log.failuresHandled("An observer of exchanges failed"):
                 observer.observe(exchanges)

@@ -26,7 +26,7 @@ class Bookkeeping:
     :param connections: tells how many connections of clients are open.
     :param pools: tells the connections to upstreams, each pool with the upstream's name.
     :param access_log: write a line for each exchange.
-    :ivar metrics: what is shown to Prometheus.
+    :ivar metrics: what is shown to Prometheus; exchanges are counted from when it can ask.
     :ivar observer: is to be told of each exchange when it is over; ``None`` where nobody would learn of it.
     :ivar open: the exchanges that are not over, by their ids.
     """
@@ -56,11 +56,8 @@ class Bookkeeping:
                 ledger=lambda: self._ledger,
             )
         )
-        observers: list[Any] = [self, self.metrics]
-        if access_log:
-            observers.append(AccessLog())
-        self._access_log = access_log
-        self._accounting = Accounting(reactor, lambda _: None, observers)
+        self._access_log = AccessLog() if access_log else None
+        self._accounting = Accounting(reactor)
         self.observer: Observer | None = None
 
     def change(self, config: Config) -> None:
@@ -69,11 +66,15 @@ class Bookkeeping:
         self._upstreams = [upstream.name for upstream in config.upstreams]
         accounting = config.accounting
         database = database_of(config)
-        watched = self._access_log or config.admin is not None or database is not None
-        self.observer = self._accounting.add if watched else None
+        # Who would learn of an exchange; what nobody can ask for is not counted.
+        metrics = None if config.admin is None else self.metrics
+        ledger = None if database is None else self
+        observers = [observer for observer in (ledger, metrics, self._access_log) if observer is not None]
+        self._accounting.observers = observers
+        self.observer = self._accounting.add if observers else None
         base_urls = {upstream.name: str(upstream.base_url) for upstream in config.upstreams}
         priced_by = (accounting.prices, base_urls)
-        if watched and self._priced_by != priced_by:  # a price book costs 30 MB and 0.2 s
+        if observers and self._priced_by != priced_by:  # a price book costs 30 MB and 0.2 s
             self._priced_by = priced_by
             self._accounting.price = PriceBook(*priced_by).cost
         settings = (accounting.ledger, accounting.retention_days, accounting.backlog)

@@ -255,6 +255,19 @@ class TestObservers:
         clock.advance(0.5)
         assert sum(shown(books, "llmproxy_exchanges_total")) == 2
 
+    def test_what_nobody_can_ask_for_is_not_counted_until_somebody_can(
+        self, make: Make, clock: Clock, ledgers: list[Ledger]
+    ) -> None:
+        books = make(written_to("a"))
+        ended(books, "1", "2")
+        clock.advance(0.5)
+        assert sum(shown(books, "llmproxy_exchanges_total")) == 0
+        books.change(attrs.evolve(written_to("a"), admin="tcp:0"))
+        ended(books, "3")
+        clock.advance(0.5)
+        assert sum(shown(books, "llmproxy_exchanges_total")) == 1
+        assert ledgers[0].ids == ["1", "2", "3"]
+
     def test_what_is_not_over_is_shown_too(self, make: Make) -> None:
         books = make(attrs.evolve(PLAIN, admin="tcp:0"))
         books.open.update(
