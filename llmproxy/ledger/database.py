@@ -24,6 +24,9 @@ _CONNECT = 5  # seconds that libpq waits for each address of a server
 _STATEMENT = 10_000  # milliseconds after which PostgreSQL ends a statement
 _MIGRATION_LOCK = 0x6C6C_6D70_726F_7879  # "llmproxy": advisory locks are all of a database's programs'
 _OWNER_ONLY = 0o600
+# PostgreSQL sorts by the language of a database, and to some languages two letters that are digits here are one: in Danish,
+# "aa" comes behind "z".
+_IDS_BY_BYTES = 'ALTER TABLE llmproxy_exchanges ALTER COLUMN id TYPE TEXT COLLATE "C"'
 
 
 class Database(Protocol):
@@ -70,7 +73,7 @@ class Database(Protocol):
         """Connect for a transaction in which all that is read is of one moment."""
 
     def sql(self, text: str) -> str:
-        """Turn SQL with ``?`` for values, and ``{time}`` and ``{json}`` for types, into that of this database."""
+        """Turn SQL with ``?`` for values, and what :mod:`llmproxy.ledger.schema` has in braces, into that of this database."""
 
 
 def parse_ledger(text: str) -> Database | None:
@@ -168,8 +171,8 @@ class SQLite:
         return connection
 
     def sql(self, text: str) -> str:
-        """Times and JSON are text: in UTC, so that it sorts."""
-        return text.replace("{time}", "TEXT").replace("{json}", "TEXT")
+        """Times and JSON are text: in UTC, so that it sorts; and all text sorts by its bytes."""
+        return text.replace("{time}", "TEXT").replace("{json}", "TEXT").replace("{ids_by_bytes}", "")
 
 
 @attrs.frozen
@@ -237,6 +240,7 @@ class PostgreSQL:
 
     def sql(self, text: str) -> str:
         """A value is ``%s`` for psycopg."""
+        text = text.replace("{ids_by_bytes}", _IDS_BY_BYTES)
         return text.replace("?", "%s").replace("{time}", "TIMESTAMPTZ").replace("{json}", "JSONB")
 
 

@@ -4,8 +4,9 @@ A migration that was released is never changed; another one follows it. It takes
 and what it adds may be NULL or has a default: so a proxy that is older than the ledger can go on writing to it while others are
 being replaced.
 
-``{time}`` and ``{json}`` are the types that a database has for these; see :mod:`llmproxy.ledger.database`. Sizes are in bytes,
-times in seconds, ``cost`` in micro-dollars. NULL is unknown, or does not apply; it is never written as 0.
+``{time}`` and ``{json}`` are the types that a database has for these, and ``{ids_by_bytes}`` is a statement that not every one
+needs; see :mod:`llmproxy.ledger.database`. Sizes are in bytes, times in seconds, ``cost`` in micro-dollars. NULL is unknown, or
+does not apply; it is never written as 0.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("DROP INDEX llmproxy_exchanges_at",),
     # The turns of a WebSocket have rows of their own, with the id of that of the socket.
     ("ALTER TABLE llmproxy_exchanges ADD COLUMN socket TEXT",),
+    # What is kept, and what is shown, goes by how ids compare.
+    ("{ids_by_bytes}",),
 )
 
 
@@ -81,8 +84,8 @@ def migrate(cursor: Any, database: Database) -> None:
         )
     )
     for number in range(version(cursor) + 1, len(MIGRATIONS) + 1):
-        for statement in MIGRATIONS[number - 1]:
-            cursor.execute(database.sql(statement))
+        for statement in filter(None, map(database.sql, MIGRATIONS[number - 1])):
+            cursor.execute(statement)
         cursor.execute(
             database.sql("INSERT INTO llmproxy_migrations (number, applied) VALUES (?, CURRENT_TIMESTAMP)"),
             (number,),

@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import attrs
 import psycopg
@@ -198,6 +200,34 @@ class TestPostgreSQL:
         )
         yield until(reactor, lambda: in_server(url, "SELECT client FROM llmproxy_exchanges") == ["new"])
         yield ledger.close()
+
+    @pytest_twisted.inlineCallbacks
+    def test_time_goes_by_bytes_also_where_the_database_sorts_by_a_language(
+        self, running_server: Server, reactor: Any
+    ) -> Any:
+        try:
+            url = running_server.create("danish", language="da")
+        except psycopg.Error as error:  # before PostgreSQL 15, or built without ICU
+            pytest.skip(str(error))
+        assert in_server(url, "SELECT 'aa' > 'b'") == [True]
+        before, border, after = (
+            datetime.fromtimestamp(milliseconds / 1000, timezone.utc)
+            for milliseconds in (0x019A_9000_0000, 0x019A_A000_0000, 0x019A_B000_0000)
+        )
+        database = parse_ledger(url)
+        assert database is not None
+        with patch.object(schema, "MIGRATIONS", schema.MIGRATIONS[:3]):  # a ledger of before it did
+            ledger = open_ledger(database, reactor)
+            ledger.record(exchange(before, client="old"))
+            yield ledger.close()
+        now = border + timedelta(days=1)
+        ledger = Ledger(store.Store(database, reactor), reactor, retention=1, now=lambda: now)
+        ledger.record(exchange(after, client="new"))
+        ledger.start()
+        yield until(reactor, lambda: in_server(url, "SELECT client FROM llmproxy_exchanges") == ["new"])
+        yield ledger.close()
+        sums = ask(database, Question(since=border), Question(until=border))
+        assert [[found.requests for found in group] for group in sums] == [[1], [0]]
 
     @pytest_twisted.inlineCallbacks
     def test_a_server_that_goes_is_waited_for(
