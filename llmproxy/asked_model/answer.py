@@ -18,6 +18,8 @@ _MODEL = "model"
 # With these, a request names models that are run where the first one fails: OpenRouter's, Anthropic's and others'
 # (https://openrouter.ai/docs/guides/routing/model-fallbacks, https://docs.litellm.ai/docs/proxy/client_side_fallbacks).
 _FALLBACKS = frozenset({"models", "fallbacks", "fallback_models"})
+# Gemini's models are resources of these, as in the paths of the same API.
+_COLLECTIONS = frozenset({"models", "tunedModels"})
 
 
 class Unreadable(ValueError):
@@ -61,6 +63,12 @@ def checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise Unreadable("The name of the model is empty, too long, or holds characters that no model has.")
     return name
+
+
+def name_of_resource(resource: str) -> str:
+    """The name of a model of Gemini's by that of its resource, ``models/NAME``, also where it is given without a collection."""
+    collection, _, last = resource.rpartition("/")
+    return last if collection.rpartition("/")[2] in _COLLECTIONS else resource
 
 
 def is_model(key: str) -> bool:

@@ -38,6 +38,7 @@ from llmproxy.asked_model.answer import (
     agreed,
     checked_name,
     is_model,
+    name_of_resource,
 )
 from llmproxy.asked_model.reader import LIMIT
 from llmproxy.frames import FrameError, FrameReader, Kind
@@ -75,8 +76,6 @@ _PLACES: _Object = {
     },
     "setup": {"model": _Says.RESOURCE},
 }
-# As in the paths of the same API.
-_COLLECTIONS = frozenset({"models", "tunedModels"})
 # With a field of its own, a `response.create` is a whole request of the Responses API, and nothing but itself gives it a model:
 # without one, the prompt may, that it can refer to.
 _CREATE = "response.create"
@@ -190,9 +189,7 @@ class _Said:
         elif place is _Says.HELPER:
             self.helpers.add(checked_name(value))
         elif place is _Says.RESOURCE:
-            collection, _, last = value.rpartition("/")
-            named = collection.rpartition("/")[2] in _COLLECTIONS
-            self.models.add(checked_name(last if named else value))
+            self.models.add(checked_name(name_of_resource(value)))
         else:
             self.models.add(checked_name(value))
 
