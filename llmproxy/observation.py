@@ -10,11 +10,12 @@ import attrs
 
 from llmproxy.asked_model import Known, model_of_path, model_of_target
 from llmproxy.asked_model.glance import Glance, glanced
+from llmproxy.asked_model.setup import SetupGlance
 from llmproxy.config import Family
 from llmproxy.deadline import Clock
 from llmproxy.exchange import Ending, Exchange, Observer
 from llmproxy.http.fields import Fields
-from llmproxy.usage import Reading, tap_for, tap_for_socket
+from llmproxy.usage import Reading, is_live, tap_for, tap_for_socket
 
 # Ids that clients give their sessions and agents: Claude Code's. A setting lists more.
 SESSION_HEADERS = (
@@ -88,14 +89,16 @@ def look_at_response(exchange: Exchange, family: Family, response: Any, clock: C
 def look_at_session(
     exchange: Exchange, family: Family, extensions: bytes, clock: Clock, over: Observer
 ) -> tuple[Look, Look] | None:
-    """Choose a tap for what the upstream sends on a WebSocket.
+    """Choose a tap for what the upstream sends on a WebSocket, and note the model that the client asks for there.
 
+    :param family: of the upstream.
     :param extensions: that both sides agreed to.
     :param over: told of each turn when it is over. To end those that have not ended, the exchange's tap is to be closed.
     :return: is to be fed what passes of the upstream's side, and of the client's.
     """
-    turns = _Turns(exchange, clock, over)
-    tap = exchange.tap = tap_for_socket(family, extensions, turns)
+    path = exchange.path.encode("ascii")
+    turns = _Turns(exchange, clock, over, SetupGlance(extensions) if is_live(family, path) else None)
+    tap = exchange.tap = tap_for_socket(family, path, extensions, turns)
     return None if tap is None else (tap.feed, turns.heard)
 
 
@@ -106,23 +109,36 @@ class _Turn:
     started: float
     first_byte: float
     first_token: float | None = None
+    duration: float | None = None
 
 
 class _Turns:
     """Makes a record of each turn of a session.
 
     :param exchange: of the WebSocket.
+    :param setup: looks for the model in what the client sends.
     """
 
-    def __init__(self, exchange: Exchange, clock: Clock, over: Observer) -> None:
+    def __init__(
+        self, exchange: Exchange, clock: Clock, over: Observer, setup: SetupGlance | None = None
+    ) -> None:
         self._exchange = exchange
         self._clock = clock
         self._over = over
+        self._setup = setup
         self._heard = exchange.started
 
     def heard(self, data: bytes) -> None:
         """The client sent something: the last of it is what the next turn answers."""
         self._heard = self._clock.seconds()
+        if self._setup is not None:
+            self._look_at_setup(self._setup, data)
+
+    def _look_at_setup(self, setup: SetupGlance, data: bytes) -> None:
+        setup.feed(data)
+        if setup.over:
+            self._setup = None
+            self._exchange.asked_model = setup.model or self._exchange.asked_model
 
     def begin(self) -> _Turn:
         """See :class:`~llmproxy.usage.Turns`."""
@@ -132,8 +148,14 @@ class _Turns:
         """See :class:`~llmproxy.usage.Turns`."""
         turn.first_token = self._clock.seconds() - turn.started
 
+    def stop(self, turn: _Turn) -> None:
+        """See :class:`~llmproxy.usage.Turns`."""
+        turn.duration = self._clock.seconds() - turn.started
+
     def end(self, turn: _Turn, reading: Reading) -> None:
         """See :class:`~llmproxy.usage.Turns`."""
+        if turn.duration is None:
+            self.stop(turn)
         socket = self._exchange
         self._over(
             Exchange(
@@ -147,7 +169,7 @@ class _Turns:
                 asked_model=socket.asked_model,
                 first_byte=turn.first_byte,
                 first_token=turn.first_token,
-                duration=self._clock.seconds() - turn.started,
+                duration=turn.duration,
                 socket=socket.id,
                 labels=socket.labels,
                 ending=socket.ending or Ending.COMPLETED,

@@ -323,9 +323,13 @@ def turn(name: str = "resp_1") -> list[dict[str, Any]]:
 class Session:
     """A WebSocket that both sides agreed to."""
 
-    def __init__(self, upstream: Upstream = OPENAI, extensions: bytes = b"") -> None:
+    def __init__(
+        self,
+        upstream: Upstream = OPENAI,
+        extensions: bytes = b"",
+        target: bytes = b"/openai/v1/realtime?model=gpt-realtime",
+    ) -> None:
         self.proxy = Proxy(attrs.evolve(CONFIG, upstreams=(upstream,)))
-        target = b"/openai/v1/realtime?model=gpt-realtime"
         self.client = self.proxy.ask(target, headers=[BEARER, *HANDSHAKE])
         headers = [(b"Sec-WebSocket-Extensions", extensions)] if extensions else []
         self._response = self.proxy.agent.only.answer(101, b"Switching Protocols", headers)
@@ -484,6 +488,152 @@ class TestSession:
         session = Session(attrs.evolve(OPENAI, family=family))
         session.send(frames(*turn()))
         assert session.end() is None
+
+
+LIVE = b"/openai/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent?key=k"
+SETUP = dumped({"setup": {"model": "models/gemini-live-2.5-flash-preview", "tools": [{"model": "none"}]}})
+
+
+def live_turn(**content: Any) -> list[dict[str, Any]]:
+    """A turn of a Live session, of 10 tokens in and 2 out."""
+    counts = {"promptTokenCount": 10, "responseTokenCount": 2, "totalTokenCount": 12}
+    return [
+        {"serverContent": {"inputTranscription": {"text": "Hello."}}},
+        {"usageMetadata": {"promptTokenCount": 10, "totalTokenCount": 10}},
+        {"serverContent": {"modelTurn": {"parts": [{"inlineData": {"data": "AAAA"}}]}}},
+        {"serverContent": {"turnComplete": True, **content}, "usageMetadata": counts},
+    ]
+
+
+def live_session(extensions: bytes = b"") -> Session:
+    return Session(attrs.evolve(OPENAI, family=Family.GEMINI), extensions, LIVE)
+
+
+def binary(*messages: dict[str, Any]) -> bytes:
+    return b"".join(frame(2, dumped(message)) for message in messages)
+
+
+class TestLiveSession:
+    def test_each_of_its_turns_is_told_with_the_model_of_the_setup(self) -> None:
+        session = live_session()
+        session.client.send(frame(1, SETUP, key=b"mask"))
+        assert session.upstream.received == frame(1, SETUP, key=b"mask")
+        sent = binary({"setupComplete": {}}, *live_turn(), *live_turn(interrupted=True))
+        session.send(sent)
+        assert session.passed == sent
+        assert [(told.asked_model, told.reading) for told in session.turns] == [
+            (
+                "gemini-live-2.5-flash-preview",
+                Reading(None, None, reason, None, USAGE, "reported", "complete"),
+            )
+            for reason in (None, "interrupted")
+        ]
+        reading = session.end()
+        assert reading is not None
+        assert (reading.usage, reading.source) == (None, "turns")
+        assert session.proxy.exchanges[-1].asked_model == "gemini-live-2.5-flash-preview"
+
+    def test_its_times_count_from_what_the_client_sent_last(self) -> None:
+        session = live_session()
+        session.client.send(frame(1, SETUP, key=b"mask"))
+        for at_end in (live_turn()[-1], {"serverContent": {"turnComplete": True}}):
+            session.proxy.clock.advance(100)
+            session.client.send(frame(1, b'{"realtimeInput":{}}', key=b"mask"))
+            for message in (*live_turn()[:-1], at_end):
+                session.proxy.clock.advance(1)
+                session.send(binary(message))
+        session.end()
+        for told in session.turns:
+            assert (told.first_byte, told.first_token, told.duration) == (2.0, 3.0, 4.0)
+
+    def test_a_turn_that_waits_for_its_usage_takes_no_more_time(self) -> None:
+        session = live_session()
+        heard, _, sound, _ = live_turn()
+        session.send(binary(heard, sound, {"serverContent": {"turnComplete": True}}))
+        session.proxy.clock.advance(60)
+        assert session.turns == []
+        session.send(binary(live_turn()[-1] | {"serverContent": {"turnComplete": True}}))
+        session.end()
+        (told,) = session.turns
+        assert told.duration == 0
+        assert told.reading is not None
+        assert told.reading.usage == USAGE
+
+    def test_what_the_client_sends_is_read_wherever_it_is_cut(self) -> None:
+        for at in range(len(SETUP) + 8):
+            sent = frame(2, SETUP, key=b"mask") + frame(1, b'{"setup":{"model":"models/other"}}', key=b"mask")
+            session = live_session()
+            session.client.send(sent[:at])
+            session.client.send(sent[at:])
+            assert session.upstream.received == sent
+            session.end()
+            assert session.proxy.exchanges[-1].asked_model == "gemini-live-2.5-flash-preview"
+
+    def test_it_is_read_where_it_is_compressed_and_the_answers_are(self) -> None:
+        session = live_session(b"permessage-deflate; server_no_context_takeover")
+        of_client, of_upstream = Deflated(), Deflated(takeover=False)
+        session.client.send(frame(1, of_client(SETUP), compressed=True, key=b"mask"))
+        for message in live_turn():
+            session.send(frame(2, of_upstream(dumped(message)), compressed=True))
+        (told,) = session.turns
+        assert told.asked_model == "gemini-live-2.5-flash-preview"
+        assert told.reading is not None
+        assert told.reading.usage == USAGE
+
+    def test_what_came_with_the_handshake_is_read_too(self) -> None:
+        proxy = Proxy(attrs.evolve(CONFIG, upstreams=(attrs.evolve(OPENAI, family=Family.GEMINI),)))
+        client = proxy.ask(LIVE, headers=[BEARER, *HANDSHAKE])
+        client.send(frame(1, SETUP, key=b"mask"))
+        proxy.agent.only.answer(101, b"Switching Protocols")
+        client.leave()
+        proxy.turn()
+        assert only(proxy).asked_model == "gemini-live-2.5-flash-preview"
+
+    @pytest.mark.parametrize("sent", [b"\xff\xff no frame", frame(1, b"[]", key=b"mask"), b""])
+    def test_a_model_that_is_not_named_stays_unknown_and_all_else_is_read(self, sent: bytes) -> None:
+        session = live_session()
+        session.client.send(sent)
+        session.client.send(frame(1, SETUP, key=b"mask") if sent else b"")
+        session.send(binary(*live_turn()))
+        assert session.upstream.received.startswith(sent)
+        (told,) = session.turns
+        assert told.asked_model is None
+        assert told.reading is not None
+        assert told.reading.usage == USAGE
+
+    def test_a_model_in_the_query_counts_where_the_setup_names_none(self) -> None:
+        session = Session(attrs.evolve(OPENAI, family=Family.GEMINI), target=LIVE + b"&model=gemini-live")
+        session.client.send(frame(1, b'{"setup":{}}', key=b"mask"))
+        session.end()
+        assert session.proxy.exchanges[-1].asked_model == "gemini-live"
+
+    def test_no_other_api_has_such_a_setup(self) -> None:
+        session = Session()
+        session.client.send(frame(1, SETUP, key=b"mask"))
+        session.end()
+        assert session.proxy.exchanges[-1].asked_model == "gpt-realtime"
+
+    def test_no_more_of_what_the_client_sends_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        session = live_session()
+        session.client.send(frame(1, SETUP, key=b"mask"))
+        monkeypatch.setattr("llmproxy.asked_model.setup.SetupGlance.feed", None)
+        session.client.send(b"\xff" * 1000)
+        assert session.upstream.received.endswith(b"\xff" * 1000)
+
+    def test_a_turn_in_which_it_was_left_is_cut(self) -> None:
+        session = live_session()
+        session.send(binary(*live_turn(), *live_turn()[:-1]))
+        session.end()
+        outcomes = [told.reading.outcome for told in session.turns if told.reading is not None]
+        assert outcomes == ["complete", "cut"]
+
+    def test_of_other_sockets_of_its_upstream_nothing_is_read(self) -> None:
+        music = LIVE.replace(b"BidiGenerateContent", b"BidiGenerateMusic")
+        session = Session(attrs.evolve(OPENAI, family=Family.GEMINI), target=music)
+        session.client.send(frame(1, SETUP, key=b"mask"))
+        session.send(binary(*live_turn()))
+        assert session.end() is None
+        assert session.proxy.exchanges[-1].asked_model is None
 
 
 def test_nothing_of_a_request_or_an_answer_is_in_the_record(proxy: Proxy) -> None:

@@ -27,6 +27,7 @@ BASE_URLS = {
     "anthropic": "https://api.anthropic.com",
     "azure": "https://team.openai.azure.com",
     "gateway": "https://llm.example",
+    "gemini": "https://generativelanguage.googleapis.com",
 }
 AT = datetime(2026, 11, 20, tzinfo=timezone.utc)
 ONE = Decimal(1)
@@ -75,6 +76,20 @@ class TestLists:
     def test_what_openai_read_from_its_cache_is_not_paid_as_input(self, book: PriceBook) -> None:
         usage = Usage(input_tokens=0, output_tokens=0, cache_read_tokens=1000)
         assert cost(book, usage, "gpt-4o-2024-08-06", "openai") == 1250
+
+    @pytest.mark.parametrize(
+        "model", ["gemini-live-2.5-flash-preview", "gemini-2.5-flash-native-audio-preview-09-2025"]
+    )
+    def test_sound_has_its_own_in_a_live_session_whose_model_only_its_client_names(
+        self, book: PriceBook, model: str
+    ) -> None:
+        usage = Usage(
+            1000, 300, input_audio_tokens=600, input_image_tokens=100, output_audio_tokens=200, video=False
+        )
+        paid = 300 * 0.5 + 600 * 3 + 100 * 3 + 100 * 2 + 200 * 12
+        assert cost(book, usage, None, "gemini", asked_model=model) == paid
+        usage.video = True  # which is not counted apart
+        assert cost(book, usage, None, "gemini", asked_model=model) is None
 
     def test_searches_are_paid_each(self, book: PriceBook) -> None:
         usage = Usage(

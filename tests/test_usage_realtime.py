@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import attrs
@@ -8,76 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.config.credential import Family
-from llmproxy.usage import Reading, Tap, Usage, tap_for_socket
+from llmproxy.usage import Reading, Usage, tap_for_socket
 from llmproxy.usage.model import unread
 from llmproxy.usage.realtime import Messages
 from llmproxy.usage.sse import LIMIT
-from tests.usage_support import dumped
+from tests.usage_support import WatchedSocket, dumped, readings_of
 
 SESSION = {"type": "session.created", "session": {"id": "sess_1", "model": "gpt-realtime"}}
 DELTA = {"type": "response.output_audio.delta", "delta": "AAAA"}
 
 
-@attrs.define
-class Turn:
-    """A turn as it is told.
-
-    :ivar number: how many had begun before it.
-    :ivar fed: how many messages there were when it began, when its first token passed, and when it ended.
-    """
-
-    number: int
-    begun: int
-    first_token: int | None = None
-    ended: int | None = None
-    reading: Reading | None = None
-
-
-class Session:
-    """A tap that is fed messages, out of their frames, and what it tells."""
-
-    def __init__(self, *messages: dict[str, Any]) -> None:
-        self.fed = 0
-        self.begun: list[Turn] = []
-        self.ended: list[Turn] = []
-        self.tap = Tap(Messages(self))
-        self.feed(*messages)
-
-    def feed(self, *messages: dict[str, Any] | bytes) -> None:
-        for message in messages:
-            self.fed += 1
-            self.tap.feed(message if isinstance(message, bytes) else dumped(message))
-
-    def begin(self) -> Turn:
-        turn = Turn(len(self.begun), self.fed)
-        self.begun.append(turn)
-        return turn
-
-    def first_token(self, turn: Turn) -> None:
-        assert turn.first_token is None, "it is told once"
-        turn.first_token = self.fed
-
-    def end(self, turn: Turn, reading: Reading) -> None:
-        assert turn.reading is None, "it is told once"
-        turn.ended, turn.reading = self.fed, reading
-        self.ended.append(turn)
-
-    def close(self) -> Reading:
-        reading = self.tap.close(True)
-        assert sorted(turn.number for turn in self.ended) == list(range(len(self.begun)))
-        return reading
-
-    @property
-    def readings(self) -> list[Reading]:
-        """Of the turns, in the order in which they ended."""
-        return [turn.reading for turn in self.ended if turn.reading is not None]
-
-
-def told(*messages: dict[str, Any]) -> list[Reading]:
-    """The readings of the turns, in the order in which they ended, the last of them with the socket."""
-    session = Session(*messages)
-    session.close()
-    return session.readings
+Session = partial(WatchedSocket, Messages)
+told = partial(readings_of, Messages)
 
 
 def only(*messages: dict[str, Any]) -> Reading:
@@ -272,5 +215,5 @@ def test_no_message_is_an_error(messages: list[bytes]) -> None:
 
 
 def test_only_openais_messages_are_read() -> None:
-    assert tap_for_socket(Family.ANTHROPIC, b"", Session()) is None
-    assert tap_for_socket(Family.NONE, b"", Session()) is None
+    assert tap_for_socket(Family.ANTHROPIC, b"/v1/realtime", b"", Session()) is None
+    assert tap_for_socket(Family.NONE, b"/v1/realtime", b"", Session()) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import attrs
 
 from llmproxy.frames import FrameError, FrameReader, Kind, MessageTooLarge
@@ -14,15 +16,17 @@ _LARGEST_MESSAGE = 8 * 2**20  # bytes
 class Framed(Body):
     """Takes the bytes of an upstream's side of a WebSocket.
 
-    :param body: takes its texts, each at once.
+    :param body: takes its messages, each at once.
     :param extensions: the ``Sec-WebSocket-Extensions`` of the 101 answer, several joined by commas.
+    :param kinds: of the messages that it takes.
     :raise llmproxy.frames.FrameError: for extensions that are not known here.
     """
 
     tells_first_token = False
 
-    def __init__(self, body: Body, extensions: bytes) -> None:
+    def __init__(self, body: Body, extensions: bytes, kinds: Container[Kind] = (Kind.TEXT,)) -> None:
         self._body = body
+        self._kinds = kinds
         self._frames = FrameReader(extensions, from_client=False, limit=_LARGEST_MESSAGE)
         self._given_up: Source | None = None
 
@@ -32,7 +36,7 @@ class Framed(Body):
             return
         try:
             for message in self._frames.feed(data):
-                if message.kind is Kind.TEXT:
+                if message.kind in self._kinds:
                     self._body.feed(message.data)
         except FrameError as error:
             self._given_up = "too_large" if isinstance(error, MessageTooLarge) else "undecodable"

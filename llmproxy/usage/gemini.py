@@ -1,6 +1,7 @@
 """Gemini's answers: generateContent, whole, as server-sent events and as an array that grows; embeddings; counted tokens.
 
-The shapes are those of https://ai.google.dev/api/generate-content. Every piece of a stream tells the usage so far, so that only
+The shapes are those of https://ai.google.dev/api/generate-content; those of its Live API are read by
+:mod:`~llmproxy.usage.live`. Every piece of a stream tells the usage so far, so that only
 the last one is read. Numbers that are 0 are left out. What a stream ends with is a reason to finish, and nothing behind it.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llmproxy.usage.fields import Document, count, part, parts, text
+from llmproxy.usage.fields import Document, count, first, part, parts, text
 from llmproxy.usage.model import Usage
 from llmproxy.usage.reader import Event, Reader, error_type
 
@@ -68,8 +69,7 @@ class GeminiReader(Reader):
             self.stop_reason = text(candidate.get("finishReason")) or self.stop_reason
             if part(candidate.get("content")).get("parts"):
                 self.first_token = True
-            queries = part(candidate.get("groundingMetadata")).get("webSearchQueries")
-            searches += len(list(filter(None, queries))) if isinstance(queries, list) else 0
+            searches += len(queries_of(candidate))
         if searches and self.model is not None and self.model.startswith(_PAID_BY_PROMPT):
             searches = 1
         self._searches = max(self._searches, searches)
@@ -77,9 +77,7 @@ class GeminiReader(Reader):
 
     def _take_usage(self, document: Document) -> None:
         counts = part(document.get("usageMetadata"))
-        self.service_tier = (
-            text(counts.get("serviceTier")) or text(counts.get("trafficType")) or self.service_tier
-        )
+        self.service_tier = tier_of(counts) or self.service_tier
         usage = usage_of(counts)
         if usage.known:
             self._usage = usage
@@ -88,15 +86,16 @@ class GeminiReader(Reader):
 
 
 def usage_of(counts: Document) -> Usage:
-    """Read a ``usageMetadata``."""
+    """Read a ``usageMetadata``; the Live API, but not all of its versions, calls candidates a response."""
     prompt, cached = count(counts.get("promptTokenCount")), count(counts.get("cachedContentTokenCount"))
     tools = count(counts.get("toolUsePromptTokenCount"))  # what tools found, put in beside the prompt
-    made, thoughts = count(counts.get("candidatesTokenCount")), count(counts.get("thoughtsTokenCount"))
+    made = first(counts, "candidatesTokenCount", "responseTokenCount")
+    thoughts = count(counts.get("thoughtsTokenCount"))
     total = count(counts.get("totalTokenCount"))
     if made is None and thoughts is None and total is not None and prompt is not None:
         made = max(0, total - prompt - (tools or 0))
     read, cache = _by_modality(counts, "promptTokensDetails"), _by_modality(counts, "cacheTokensDetails")
-    out = _by_modality(counts, "candidatesTokensDetails")
+    out = _by_modality(counts, "candidatesTokensDetails") or _by_modality(counts, "responseTokensDetails")
     return Usage(
         input_tokens=None if prompt is None else max(0, prompt - (cached or 0)) + (tools or 0),
         output_tokens=None if made is None and thoughts is None else (made or 0) + (thoughts or 0),
@@ -108,6 +107,19 @@ def usage_of(counts: Document) -> Usage:
         input_image_tokens=_fresh(read, cache, "IMAGE"),
         output_image_tokens=out.get("IMAGE"),
         video=bool(read.get("VIDEO") or out.get("VIDEO")),
+    )
+
+
+def tier_of(counts: Document) -> str | None:
+    """The service tier that a ``usageMetadata`` tells, in Gemini's word or in Vertex'."""
+    return text(counts.get("serviceTier")) or text(counts.get("trafficType"))
+
+
+def queries_of(content: Document) -> list[str]:
+    """What was searched the web for."""
+    queries = part(content.get("groundingMetadata")).get("webSearchQueries")
+    return (
+        [query for query in queries if query and isinstance(query, str)] if isinstance(queries, list) else []
     )
 
 

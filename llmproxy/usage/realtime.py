@@ -8,7 +8,7 @@ Frames are put together, and inflated, before: what is fed is one whole message 
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 import attrs
 
@@ -16,23 +16,9 @@ from llmproxy.usage.model import Reading, Source, Usage, unread
 from llmproxy.usage.openai import OpenAIReader
 from llmproxy.usage.reader import Body, Event
 from llmproxy.usage.sse import LIMIT
+from llmproxy.usage.turns import T, Turns
 
 _MOST_RUNNING = 1000  # turns at a time; there are one or two
-
-T = TypeVar("T")
-
-
-class Turns(Protocol[T]):
-    """Who is told of the turns of a socket, and gives each what it is to be known by."""
-
-    def begin(self) -> T:
-        """A turn has begun."""
-
-    def first_token(self, turn: T, /) -> None:
-        """A first piece of what the model makes for a turn has passed."""
-
-    def end(self, turn: T, reading: Reading, /) -> None:
-        """A turn is over."""
 
 
 @attrs.define

@@ -17,18 +17,20 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.credential import Family
 from llmproxy.decoding import Decoder, decoder
-from llmproxy.frames import FrameError
+from llmproxy.frames import FrameError, Kind
 from llmproxy.usage.anthropic import AnthropicReader
 from llmproxy.usage.decoded import Decoded
 from llmproxy.usage.framed import Framed
 from llmproxy.usage.gemini import GeminiReader
 from llmproxy.usage.json_array import JSONArray
 from llmproxy.usage.json_body import JSONBody
+from llmproxy.usage.live import LiveMessages
 from llmproxy.usage.model import Reading, free, unread
 from llmproxy.usage.openai import OpenAIReader
 from llmproxy.usage.reader import Body, Reader
-from llmproxy.usage.realtime import Messages, T, Turns
+from llmproxy.usage.realtime import Messages
 from llmproxy.usage.sse import EventStream
+from llmproxy.usage.turns import T, Turns
 
 _READERS: dict[Family, type[Reader]] = {
     Family.OPENAI: OpenAIReader,
@@ -51,6 +53,10 @@ _FREE = re.compile(
     rb"/(files|uploads(/[^/]+/(parts|complete|cancel))?|batches/[^/]+/cancel|moderations"
     rb"|chat/completions/[^/]+|responses/[^/]+/cancel)$"
 )
+# Google's Live API, in the spelling of Gemini's own API and of Vertex'; with an ephemeral token, its method has a longer name
+# (https://ai.google.dev/gemini-api/docs/ephemeral-tokens). Its JSON comes in binary frames, mostly.
+_LIVE = re.compile(rb"[./]BidiGenerateContent(Constrained)?/?$")
+_LIVE_KINDS = (Kind.TEXT, Kind.BINARY)
 
 
 class Tap:
@@ -154,18 +160,27 @@ def tap_for(
     return None if make is None else Tap(make(), on_first_token)
 
 
-def tap_for_socket(family: Family, extensions: bytes, turns: Turns[T]) -> Tap | None:
+def is_live(family: Family, path: bytes) -> bool:
+    """Tell whether a WebSocket is one of Gemini's Live API, whose first message names the model; see :func:`tap_for_socket`."""
+    return family is not Family.NONE and _LIVE.search(path) is not None
+
+
+def tap_for_socket(family: Family, path: bytes, extensions: bytes, turns: Turns[T]) -> Tap | None:
     """Choose a tap for what an upstream sends through a WebSocket, or ``None`` where there is nothing to be read in it.
 
+    :param family: of the upstream.
+    :param path: of the request, without its query.
     :param extensions: the ``Sec-WebSocket-Extensions`` of the 101 answer, several joined by commas.
     :param turns: is told of those that it carries.
     """
-    if family is not Family.OPENAI:
-        return None
     try:
-        return Tap(Framed(Messages(turns), extensions))
+        if is_live(family, path):
+            return Tap(Framed(LiveMessages(turns), extensions, _LIVE_KINDS))
+        if family is Family.OPENAI:
+            return Tap(Framed(Messages(turns), extensions))
     except FrameError:
         return Tap(_Unreadable())
+    return None
 
 
 # What is asked for goes by a few paths, and is answered in a few types; a path may also hold ids, of which there is no end.
