@@ -175,6 +175,66 @@ def test_a_turn_is_in_the_ledger_while_its_socket_is_open_and_outlives_a_kill(
         proxy.stop()
 
 
+def test_each_turn_of_a_live_session_is_in_the_ledger_with_its_model_and_its_cost(
+    echo: EchoServer, tmp_path: Path
+) -> None:
+    """The messages are Gemini's, in binary frames, as its server sends them; here, the client had sent the same."""
+    ledger, url = tmp_path / "ledger.sqlite3", f"http://127.0.0.1:{echo.port}"
+    (tmp_path / "llmproxy.toml").write_text(
+        f'[upstreams.gemini]\nbase_url = "{url}"\napi_key_env = "OPENAI_API_KEY"\n'
+        '[prices."gemini-live-*"]\ninput = 1\noutput = 10\ninput_audio = 3\noutput_audio = 20\n'
+    )
+    environment = settings(url, url, LLMPROXY_LEDGER=f"sqlite://{ledger}")
+    proxy = Proxy(environment, tmp_path, options=("--config", str(tmp_path / "llmproxy.toml")))
+    path = "/gemini/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
+    counts = {
+        "promptTokenCount": 100,
+        "promptTokensDetails": [
+            {"modality": "TEXT", "tokenCount": 40},
+            {"modality": "AUDIO", "tokenCount": 60},
+        ],
+        "responseTokenCount": 30,
+        "responseTokensDetails": [{"modality": "AUDIO", "tokenCount": 30}],
+        "thoughtsTokenCount": 5,
+        "totalTokenCount": 130,
+    }
+    sound = {"serverContent": {"modelTurn": {"parts": [{"inlineData": {"data": "A" * 10_000}}]}}}
+    call = {
+        "toolCall": {"functionCalls": []},
+        "usageMetadata": {"promptTokenCount": 70, "totalTokenCount": 70},
+    }
+    end = {"serverContent": {"turnComplete": True}, "usageMetadata": counts}
+    try:
+        proxy.twistd.started()
+        with open_socket(proxy, BEARER, path=path) as client:
+            client.send(json.dumps({"setup": {"model": "models/gemini-live-2.5-flash-preview"}}))
+            client.recv(PATIENCE)
+            for message in (sound, end, call, sound, end, sound):
+                data = json.dumps(message, indent=2).encode()
+                client.send(data)
+                assert client.recv(PATIENCE) == data
+        with closing(sqlite3.connect(ledger)) as connection:
+            wanted = (
+                "SELECT asked_model, answered_model, usage_source, outcome, input_tokens, input_audio_tokens, "
+                "output_tokens, output_audio_tokens, cost, ending, first_token > 0 "
+                "FROM llmproxy_exchanges WHERE socket IS {} NULL ORDER BY id"
+            )
+            eventually(
+                lambda: len(connection.execute(wanted.format("")).fetchall()) == 1,
+                "the socket is in the ledger",
+            )
+            model = "gemini-live-2.5-flash-preview"
+            assert connection.execute(wanted.format("NOT")).fetchall() == [
+                (model, None, "reported", "complete", 100, 60, 35, 30, 40 + 180 + 50 + 600, "completed", 1),
+                (model, None, "reported", "complete", 170, 60, 35, 30, 110 + 180 + 50 + 600, "completed", 1),
+                (model, None, "absent", "cut", None, None, None, None, None, "completed", 1),
+            ]
+            ((asked, *_, cost, ending, _),) = connection.execute(wanted.format("")).fetchall()
+            assert (asked, cost, ending) == (model, None, "completed")
+    finally:
+        proxy.stop()
+
+
 @pytest.mark.parametrize("path", ["/v1/realtime?model=m", "/v1/responses"])
 def test_a_websocket_is_opened_with_the_key_in_place_of_the_token(
     in_front: Proxy, echo: EchoServer, path: str
