@@ -139,6 +139,14 @@ def open_socket(
     )
 
 
+def rows(connection: sqlite3.Connection, wanted: str) -> list[tuple[object, ...]]:
+    """What a ledger has, which is nothing before its proxy has made the tables."""
+    try:
+        return connection.execute(wanted).fetchall()
+    except sqlite3.OperationalError:
+        return []
+
+
 def test_a_turn_is_in_the_ledger_while_its_socket_is_open_and_outlives_a_kill(
     echo: EchoServer, tmp_path: Path
 ) -> None:
@@ -163,12 +171,10 @@ def test_a_turn_is_in_the_ledger_while_its_socket_is_open_and_outlives_a_kill(
                     "SELECT response_id, answered_model, input_tokens, output_tokens, first_token > 0, ending "
                     "FROM llmproxy_exchanges WHERE socket IS NOT NULL ORDER BY response_id"
                 )
-                eventually(
-                    lambda: len(connection.execute(wanted).fetchall()) == 2, "two turns are in the ledger"
-                )
+                eventually(lambda: len(rows(connection, wanted)) == 2, "two turns are in the ledger")
                 proxy.twistd.send_signal(signal.SIGKILL)
                 proxy.twistd.wait()
-                assert connection.execute(wanted).fetchall() == [
+                assert rows(connection, wanted) == [
                     (f"resp_{number}", "gpt-5-mini", 1000, 100, 1, "completed") for number in range(2)
                 ]
     finally:
@@ -219,17 +225,14 @@ def test_each_turn_of_a_live_session_is_in_the_ledger_with_its_model_and_its_cos
                 "output_tokens, output_audio_tokens, cost, ending, first_token > 0 "
                 "FROM llmproxy_exchanges WHERE socket IS {} NULL ORDER BY id"
             )
-            eventually(
-                lambda: len(connection.execute(wanted.format("")).fetchall()) == 1,
-                "the socket is in the ledger",
-            )
+            eventually(lambda: len(rows(connection, wanted.format(""))) == 1, "the socket is in the ledger")
             model = "gemini-live-2.5-flash-preview"
-            assert connection.execute(wanted.format("NOT")).fetchall() == [
+            assert rows(connection, wanted.format("NOT")) == [
                 (model, None, "reported", "complete", 100, 60, 35, 30, 40 + 180 + 50 + 600, "completed", 1),
                 (model, None, "reported", "complete", 170, 60, 35, 30, 110 + 180 + 50 + 600, "completed", 1),
                 (model, None, "absent", "cut", None, None, None, None, None, "completed", 1),
             ]
-            ((asked, *_, cost, ending, _),) = connection.execute(wanted.format("")).fetchall()
+            ((asked, *_, cost, ending, _),) = rows(connection, wanted.format(""))
             assert (asked, cost, ending) == (model, None, "completed")
     finally:
         proxy.stop()
