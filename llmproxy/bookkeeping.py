@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 from llmproxy.access_log import AccessLog
 from llmproxy.accounting import Accounting
 from llmproxy.config import Config, ConfigError, PriceOverride
-from llmproxy.exchange import Exchange, Observer
+from llmproxy.exchange import Ending, Exchange, Observer
 from llmproxy.ledger import Database, Ledger, open_ledger, parse_ledger
 from llmproxy.metrics import Metrics, Sources
 from llmproxy.prices import PriceBook
@@ -108,12 +108,16 @@ class Bookkeeping:
     def close(self) -> Generator[Deferred[Any], Any, None]:
         """Write what is known until now; fires when that is done.
 
-        The last clients are gone before the other ends of their WebSockets are: for these exchanges it waits a moment.
+        The last clients are gone before the other ends of their WebSockets are: for these exchanges it waits a moment. An
+        upstream that takes nothing of what it was sent may hold one open for longer, which is over then all the same.
         """
         for _ in range(_LOOKS):
             if not self.open:
                 break
             yield deferLater(self._reactor, _BETWEEN_LOOKS)
+        for exchange in list(self.open.values()):
+            if exchange.end is not None:
+                exchange.end(Ending.PROXY_FAILED)
         self._accounting.flush()
         if self._ledger is not None:
             self._closing.append(self._ledger.close())

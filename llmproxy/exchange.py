@@ -72,6 +72,7 @@ class Exchange:
     :ivar labels: ids of sessions and agents, by the names of the headers that carried them.
     :ivar tap: what reads the answer while it passes.
     :ivar cut_off: this proxy ends it before its time, since it is being stopped.
+    :ivar end: makes it be over, with an ending, whatever its connections do; ``None`` where nobody forwards it.
     :ivar cost: in micro-dollars, 1e-6 USD; ``None`` where it is not known.
     """
 
@@ -96,6 +97,7 @@ class Exchange:
     cost: int | None = None
     ending: Ending | None = None
     cut_off: bool = False
+    end: Callable[[Ending], None] | None = None
     _reading: Reading | None = None
     tap: Tap | None = None
 

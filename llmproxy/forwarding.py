@@ -64,6 +64,7 @@ class Forwarding:
 
     def start(self) -> None:
         """Send the request on; everything after this is a reaction to the upstream, the client or the clock."""
+        self._exchange.end = self._over
         self._request.notifyFinish().addErrback(self._client_left)
         if self._gateway.observer is not None:
             look_at_request(self._exchange, self._upstream.family, self._request, self._target)
@@ -269,6 +270,7 @@ class Forwarding:
         if exchange.cut_off:
             ending = Ending.PROXY_FAILED
         exchange.ending = ending
+        exchange.end = None  # it refers back to this
         if self._passage is not None:
             exchange.sent = self._passage.sent
         if exchange.tap is not None and isinstance(self._passage, Tunnel):

@@ -200,6 +200,13 @@ class Wire(StringTransport):
             self._clock.callLater(0, self.lose, reason)
 
 
+class StuckWire(Wire):
+    """A connection whose peer takes nothing, so that a close that waits for that has no end."""
+
+    def loseConnection(self) -> None:
+        self.ending = "closed"
+
+
 class Peer:
     """Whoever is at the other end of a connection of the proxy's."""
 

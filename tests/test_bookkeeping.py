@@ -6,20 +6,23 @@ from typing import Any
 
 import attrs
 import pytest
+from twisted.internet import error
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from llmproxy.bookkeeping import Bookkeeping, database_of
 from llmproxy.config import Accounting, Config, ConfigError, PriceOverride
-from llmproxy.exchange import Exchange
+from llmproxy.exchange import Ending, Exchange
 from llmproxy.ledger import Database
 from llmproxy.observation import look_at_response
 from llmproxy.prices import PriceBook
 from llmproxy.usage import Usage
 from llmproxy.values import BaseURL
 from tests.metrics_support import Pool, exchange, reading
-from tests.support import CONFIG, OPENAI, ClientConnection, log_lines
+from tests.support import BEARER, CONFIG, HANDSHAKE, OPENAI, ClientConnection, Peer, StuckWire, log_lines
+from tests.test_frames import frame
 from tests.test_service import ANSWER, Running, accept, collector, limits
+from tests.usage_support import dumped
 
 __all__ = ["collector", "limits"]  # fixtures
 
@@ -336,6 +339,88 @@ class TestNobodyWatches:
     def test_else_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
         _, made = self.served(monkeypatch, access_log=True)
         assert len(made) == 1
+
+
+class Stuck:
+    """A service that has a WebSocket, with a turn that runs, whose upstream takes nothing of what it is sent any more."""
+
+    def __init__(self, **options: Any) -> None:
+        self.running = Running(config=written_to("a"), **options)
+        self.running.start()
+        self.client = self.running.connect()
+        self.client.ask(b"/openai/v1/realtime", headers=[BEARER, *HANDSHAKE])
+        self.upstream: Peer = accept(self.running, StuckWire)
+        switching = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        self.upstream.send(switching)
+        self.began = frame(1, dumped({"type": "response.created", "response": {"id": "resp_1"}}))
+        self.upstream.send(self.began)
+        self.client.send(b"not taken")
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, as a reactor does that turns a hundred times in a second."""
+        self.running.reactor.pump([0.01] * round(seconds * 100))
+
+
+class TestWhatDoesNotEnd:
+    """A WebSocket that is open still when the books are closed."""
+
+    def test_it_is_recorded_as_it_is_a_second_after_its_client_has_left(self, ledgers: list[Ledger]) -> None:
+        stuck = Stuck()
+        stopped = stuck.running.stop()
+        stuck.wait(2)
+        stuck.client.leave()
+        stuck.wait(0.9)
+        [ledger] = ledgers
+        assert (ledger.recorded, ledger.closed) == ([], None)
+        stuck.wait(0.4)
+        turn, socket = ledger.recorded
+        assert (turn.socket, turn.ending) == (socket.id, Ending.PROXY_FAILED)
+        assert turn.reading is not None
+        assert turn.reading.outcome == "cut"
+        assert (socket.status, socket.ending, socket.sent) == (101, Ending.PROXY_FAILED, len(stuck.began))
+        assert socket.duration == pytest.approx(3, abs=0.3)
+        assert ledger.closed is not None
+        ledger.closed.callback(None)
+        assert len(stopped) == 1
+
+    def test_so_it_is_where_the_proxy_cut_its_client_off(self, ledgers: list[Ledger]) -> None:
+        stuck = Stuck(drain=1.0)
+        stuck.running.stop()
+        stuck.wait(2.5)
+        assert [over.ending for over in ledgers[0].recorded] == [Ending.PROXY_FAILED] * 2
+
+    @pytest.mark.parametrize("reason", [error.ConnectionDone(), error.ConnectionLost()])
+    def test_its_end_is_not_told_again(self, ledgers: list[Ledger], reason: Exception) -> None:
+        stuck = Stuck()
+        stuck.running.stop()
+        stuck.client.leave()
+        stuck.wait(1.5)
+        [ledger] = ledgers
+        told = [(over.id, over.ending, over.sent, over.duration) for over in ledger.recorded]
+        stuck.upstream.send(stuck.began)
+        stuck.upstream.leave(reason)
+        stuck.wait(1)
+        assert len(told) == 2
+        assert [(over.id, over.ending, over.sent, over.duration) for over in ledger.recorded] == told
+        assert stuck.running.reactor.getDelayedCalls() == []
+
+    def test_one_that_ends_in_time_has_its_own_ending(self, ledgers: list[Ledger]) -> None:
+        stuck = Stuck()
+        stuck.running.stop()
+        stuck.client.leave()
+        stuck.wait(0.9)
+        stuck.upstream.leave()
+        stuck.wait(0.5)
+        assert [over.ending for over in ledgers[0].recorded] == [Ending.COMPLETED] * 2
+
+    def test_what_nobody_forwards_does_not_hinder_the_end(
+        self, make: Make, clock: Clock, ledgers: list[Ledger]
+    ) -> None:
+        books = make(written_to("a"))
+        books.open["1"] = exchange()
+        books.close()
+        clock.pump([0.05] * 21)
+        assert (ledgers[0].recorded, ledgers[0].closed is None) == ([], False)
 
 
 def test_the_settings_reach_what_observes(monkeypatch: pytest.MonkeyPatch, ledgers: list[Ledger]) -> None:

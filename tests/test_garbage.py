@@ -23,7 +23,8 @@ class Open:
     def __init__(self) -> None:
         self.agent = MemoryAgent()
         here = attrs.evolve(OPENAI, base_url=BaseURL("http", "192.0.2.1", 80, ""))
-        proxy = Proxy(attrs.evolve(CONFIG, upstreams=(here,)), agent=self.agent.agent)
+        # Nobody keeps the records: what they refer to is gone with them.
+        proxy = Proxy(attrs.evolve(CONFIG, upstreams=(here,)), lambda _: None, self.agent.agent)
         self.client = proxy.connect()
         self.client.send(HEAD + b"\r\n")
         self.upstream = self.agent.accept()

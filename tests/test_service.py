@@ -108,9 +108,9 @@ class Running:
         return stopped
 
 
-def accept(running: Running) -> Peer:
+def accept(running: Running, kind: type[Wire] = Wire) -> Peer:
     """Let the upstream take the connection that was asked for last."""
-    wire = Wire(running.reactor)
+    wire = kind(running.reactor)
     wire.protocol = running.reactor.tcpClients[-1][2].buildProtocol(wire.getPeer())
     wire.protocol.makeConnection(wire)
     return Peer(wire)

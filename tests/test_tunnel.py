@@ -14,6 +14,7 @@ from tests.support import (
     ClientConnection,
     Peer,
     Proxy,
+    StuckWire,
     Wire,
     take_a_little_five_times_and_then_nothing,
 )
@@ -290,13 +291,6 @@ class TestASideThatTakesNothing:
         proxy.turn()
         assert (slow.ending, over) == ("reset", [ENDING[name]])
         assert proxy.clock.getDelayedCalls() == []
-
-
-class StuckWire(Wire):
-    """A connection whose peer takes nothing, so that a close that waits for that has no end."""
-
-    def loseConnection(self) -> None:
-        self.ending = "closed"
 
 
 class TestDrain:

@@ -14,7 +14,7 @@ import pytest
 from tests.integration.process import AUTHORIZATION, Proxy, eventually, refuses, running
 from tests.integration.test_websocket import tunnel
 from tests.integration.upstream import Upstream
-from tests.integration.wire import LAST_CHUNK, Body, Ending, Truncated, Wire, chunked, message
+from tests.integration.wire import BLOCK, LAST_CHUNK, Body, Ending, Truncated, Wire, chunked, message
 
 HOST = b"Host: proxy.example"
 CHUNKED = b"Transfer-Encoding: chunked"
@@ -218,3 +218,18 @@ def test_a_websocket_that_ends_while_it_drains_is_in_the_ledger(upstream: Upstre
         far_end.ending()
         assert proxy.twistd.wait() == 0
     assert recorded(ledger) == [(101, "completed")]
+
+
+def test_a_websocket_whose_upstream_takes_nothing_is_in_the_ledger(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger.sqlite3"
+    with running(
+        tmp_path, upstream, options=["--drain", "1"], LLMPROXY_LEDGER=f"sqlite://{ledger}"
+    ) as hurried:
+        client, _ = tunnel(hurried, upstream)
+        assert client.send_until_blocked(BLOCK * 100, quiet=0.5) < len(BLOCK) * 100
+        terminate(hurried)
+        assert hurried.twistd.wait() == 0
+        assert "Traceback" not in hurried.twistd.log
+    assert recorded(ledger) == [(101, "proxy failed")]
