@@ -258,8 +258,19 @@ class TestCancelling:
                 outcome = Dialling(loop).start(f"{scheme}://{host}:{port}")
                 await asyncio.sleep(0.005)
                 outcome.deferred.cancel()
-                await until(lambda: not outcome.pending and not loop.clock.getDelayedCalls())
-                assert not outcome.failure.check(error.TimeoutError)
+                assert faults.never_sent(outcome.failure)
+                await until(lambda: not loop.clock.getDelayedCalls())
+
+        loop.run(test())
+
+    def test_while_no_name_is_resolved(self, loop: Native) -> None:
+        async def test() -> None:
+            dialling = Dialling(loop)
+            loop.clock.nameResolver = Resolver({}, silent=True)
+            outcome = dialling.start("http://upstream.example:80")
+            outcome.deferred.cancel()
+            assert faults.never_sent(outcome.failure)
+            assert loop.clock.getDelayedCalls() == []
 
         loop.run(test())
 
@@ -267,11 +278,13 @@ class TestCancelling:
     def test_while_a_peer_is_silent_closes_the_connection(self, loop: Native, proxied: bool) -> None:
         async def test() -> None:
             ended: list[bool] = []
+            failed: list[Failure] = []
 
             async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 try:
                     await reader.read(1)
                     outcome.deferred.cancel()
+                    failed.append(outcome.failure)  # in the same turn
                     await reader.read()
                 finally:
                     ended.append(True)
@@ -279,9 +292,36 @@ class TestCancelling:
             async with loop.serve(silent) as port:
                 dialling = Dialling(loop, proxy=f"http://{LOOPBACK}:{port}" if proxied else "")
                 outcome = dialling.start(f"https://{LOOPBACK}:{port}")
-                await until(lambda: not outcome.pending and ended)
-                assert not outcome.failure.check(error.TimeoutError)
+                await until(lambda: ended)
+                assert [faults.never_sent(failure) for failure in failed] == [True]
                 assert loop.clock.getDelayedCalls() == []
+
+        loop.run(test())
+
+    def test_at_any_moment_lets_nothing_come_up_later(self, loop: Native, ca_file: str) -> None:
+        async def test() -> None:
+            identity = authority().issue(LOOPBACK)
+            outcomes: list[Outcome] = []
+            made: list[Recorder] = []
+
+            def make() -> Recorder:
+                made.append(Recorder())
+                return made[-1]
+
+            async with loop.serve(echo, identity.context()) as port:
+                dialer = Dialling(loop, ca_file=ca_file).dialer
+                while not made:
+                    outcome = Outcome(dialer.dial(Origin("https", LOOPBACK, port), make))
+                    for _ in range(len(outcomes)):
+                        await asyncio.sleep(0)
+                    outcome.deferred.cancel()
+                    assert not outcome.pending
+                    outcomes.append(outcome)
+                    await asyncio.sleep(0.005)
+                    assert len(made) == len(outcome.results)
+                await close(made[0])
+            assert all(faults.never_sent(outcome.failure) for outcome in outcomes[:-1])
+            assert loop.clock.getDelayedCalls() == []
 
         loop.run(test())
 

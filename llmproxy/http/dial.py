@@ -16,9 +16,10 @@ from urllib.parse import SplitResult, unquote
 import attrs
 import httptools
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.address import HostnameAddress
+from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectError
+from twisted.internet.error import ConnectError, ConnectingCancelledError
 from twisted.internet.error import TimeoutError as ConnectTimeoutError
 from twisted.internet.interfaces import IHandshakeListener, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
@@ -66,7 +67,8 @@ class Dialer:
 
         :param make: makes the protocol that the connection is for.
         :return: fires with that protocol once it is connected. It fails with what ``twisted.internet.error``, ``ssl`` and
-            OpenSSL raise; with ``twisted.internet.error.TimeoutError`` where it took too long.
+            OpenSSL raise; with ``twisted.internet.error.TimeoutError`` where it took too long. Cancelling it makes it fail at
+            once, in one of these ways or with ``ConnectingCancelledError``.
         """
         dialling = self._dial(origin, make)
         late: list[bool] = []
@@ -80,8 +82,11 @@ class Dialer:
         def settle(result: Any) -> Any:
             if timer.active():
                 timer.cancel()
+            # Each step fails in its own way when it is cancelled.
             if late and isinstance(result, Failure):
-                raise ConnectTimeoutError  # each step fails in its own way when it is cancelled
+                raise ConnectTimeoutError
+            if isinstance(result, Failure) and result.check(CancelledError):
+                raise ConnectingCancelledError(HostnameAddress(origin.host.encode("ascii"), origin.port))
             return result
 
         return dialling.addBoth(settle)

@@ -114,9 +114,20 @@ class NativeReactor:
     def start_tls(self, transport: NativeTransport, context: ssl.SSLContext, hostname: str) -> Deferred[None]:
         """Begin TLS as a client on a connection that is up.
 
-        :return: fires when the handshake is done and the certificate was found good for ``hostname``.
+        :return: fires when the handshake is done and the certificate was found good for ``hostname``. Cancelling it makes it
+            fail at once.
         """
-        return transport.start_tls(self._loop, context, hostname)
+
+        def tell(result: Any) -> None:
+            if not secured.called:
+                secured.callback(result)
+
+        handshake = transport.start_tls(self._loop, context, hostname)
+        handshaking = Deferred.fromFuture(asyncio.ensure_future(handshake, loop=self._loop))
+        # A task ends in a later turn than the one in which it is cancelled, and may have done its work by then.
+        secured: Deferred[None] = Deferred(lambda _: handshaking.cancel())
+        handshaking.addBoth(tell)
+        return secured
 
 
 @implementer(IConnector)

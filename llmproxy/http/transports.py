@@ -12,7 +12,6 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.python.failure import Failure
@@ -151,21 +150,15 @@ class NativeTransport(asyncio.Protocol):
         )  # the loop has looked data_received up once, and calls what it found
         protocol.makeConnection(self)
 
-    def start_tls(
+    async def start_tls(
         self, loop: asyncio.AbstractEventLoop, context: ssl.SSLContext, hostname: str
-    ) -> Deferred[None]:
-        """Begin TLS as a client; fires when the handshake is done and the certificate was found good for ``hostname``."""
-
-        async def handshake() -> None:
-            try:
-                transport = await loop.start_tls(self._transport, self, context, server_hostname=hostname)
-            except asyncio.CancelledError:
-                raise CancelledError from None  # Twisted's, for whoever cancelled the Deferred
-            except ConnectionError as error:
-                raise ConnectionLost(str(error)) from None
-            self.connection_made(transport)
-
-        return Deferred.fromFuture(asyncio.ensure_future(handshake(), loop=loop))
+    ) -> None:
+        """Do the TLS handshake as a client, and find the certificate good for ``hostname``."""
+        try:
+            transport = await loop.start_tls(self._transport, self, context, server_hostname=hostname)
+        except ConnectionError as error:
+            raise ConnectionLost(str(error)) from None
+        self.connection_made(transport)
 
     def writeSequence(self, iovec: Any) -> None:
         if not self._lost:
