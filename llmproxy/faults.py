@@ -57,7 +57,7 @@ def explain(upstream: Upstream, failure: Failure) -> tuple[Problem, str] | None:
 
 
 def never_sent(failure: Failure) -> bool:
-    """Tell whether it is certain that an upstream heard nothing of a request: it failed before there was a connection for it.
+    """Tell whether it is certain that an upstream heard nothing of a request: it ended before there was a connection for it.
 
     A kept connection may have been tried before; then the upstream had closed that, and read nothing.
     """

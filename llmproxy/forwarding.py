@@ -57,7 +57,8 @@ class Forwarding:
         self._answer: Deferred[Any] | None = None
         self._response: IAbortableResponse | None = None
         self._passage: Relay | Tunnel | None = None
-        self._gave_up = False
+        self._attempts = 0
+        self._gave_up: Ending | None = None
         self._uploaded = 0
         self._deadline = Deadline(gateway.clock, self._too_late)
         self._exchange = exchange
@@ -93,6 +94,7 @@ class Forwarding:
 
     def _send(self) -> Deferred[Any]:
         request, token = self._request, self._caller.token
+        self._attempts += 1
         self._deadline.set(self._upstream.timeouts.first_byte)
         keyring = self._route.keyring
         if len(keyring.keys) > 1 and not self._tried:
@@ -196,7 +198,10 @@ class Forwarding:
         """No headers came, and none will: say why, unless nobody is left to be told."""
         if self._exchange.ending is not None:
             return
-        if self._gave_up:
+        if self._gave_up is Ending.CLIENT_LEFT:
+            self._note_if_unheard(failure)
+            return
+        if self._gave_up is Ending.UPSTREAM_SILENT:
             problem, message = faults.silent(self._upstream, self._upstream.timeouts.first_byte, failure)
             ending = Ending.UPSTREAM_SILENT
         elif failure.check(admission.Forbidden):
@@ -208,13 +213,17 @@ class Forwarding:
             ending = Ending.PROXY_FAILED if ours else Ending.UPSTREAM_FAILED
         else:
             failure.raiseException()
-        if faults.never_sent(failure):
-            self._exchange.note_free()
+        self._note_if_unheard(failure)
         self._log.warn("{message}", message=message)
         self._exchange.status = problem.status
         self._gateway.tell(self._exchange, self._request)
         errors.answer(self._request, problem, message)
         self._over(ending)
+
+    def _note_if_unheard(self, failure: Failure) -> None:
+        """Note that it costs nothing, where the upstream has certainly heard nothing of it, with whichever key."""
+        if self._attempts == 1 and faults.never_sent(failure):
+            self._exchange.note_free()
 
     def _too_late(self) -> None:
         """Give up who is waited for; but not the upstream where the time went into an upload that it still takes."""
@@ -226,18 +235,21 @@ class Forwarding:
             self._uploaded = body.received
             self._deadline.set(self._upstream.timeouts.first_byte)
             return
-        self._gave_up = True
-        self._drop()
+        self._drop(Ending.UPSTREAM_SILENT)
 
     def _client_left(self, reason: Failure) -> None:
         """Drop the upstream's side in this same turn: nobody is left to read, or to pay for, its answer."""
         if isinstance(self._passage, Relay):
             self._passage.stopProducing()
         elif self._exchange.ending is None:
+            if self._attempts == 0:  # its model was not known yet
+                self._exchange.note_free()
+            self._drop(Ending.CLIENT_LEFT)  # before it is over: how it fails tells whether anything was sent
             self._over(Ending.CLIENT_LEFT)
-            self._drop()
 
-    def _drop(self) -> None:
+    def _drop(self, ending: Ending) -> None:
+        """Wait for no answer any more."""
+        self._gave_up = ending
         if self._answer is not None:
             self._answer.cancel()
 

@@ -19,13 +19,19 @@ class Line:
     """A proxy for one upstream, whose connections a test lets come up.
 
     :param upstream: the one, but for its base URL.
+    :param settings: of the agent.
     """
 
     def __init__(
-        self, upstream: Upstream = OPENAI, config: Config = CONFIG, limits: UpstreamLimits | None = None
+        self,
+        upstream: Upstream = OPENAI,
+        config: Config = CONFIG,
+        limits: UpstreamLimits | None = None,
+        base_url: BaseURL = PLAIN,
+        **settings: Any,
     ) -> None:
-        self.agent = upstream_support.MemoryAgent(limits)
-        here = attrs.evolve(upstream, base_url=PLAIN)
+        self.agent = upstream_support.MemoryAgent(limits, **settings)
+        here = attrs.evolve(upstream, base_url=base_url)
         self.proxy = Proxy(attrs.evolve(config, upstreams=(here,)), agent=self.agent.agent)
 
     @property

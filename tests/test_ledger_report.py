@@ -193,6 +193,7 @@ class TestUnknown:
             exchange(method="GET", reading=reading()),
             exchange(method="GET"),
             exchange(method="GET", status=None, ending=Ending.CLIENT_LEFT),
+            exchange(status=None, ending=Ending.CLIENT_LEFT, reading=free(whole=False)),
             exchange(method="GET", status=504, ending=Ending.UPSTREAM_SILENT),
             exchange(status=404, ending=Ending.REFUSED),
             exchange(status=503, ending=Ending.REFUSED),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import Background
-from tests.integration.process import AUTHORIZATION, SECRETS, Proxy, settings
+from tests.integration.process import AUTHORIZATION, SECRETS, Proxy, running, settings
 from tests.integration.upstream import Upstream
 from tests.integration.wire import (
     LAST_CHUNK,
@@ -191,6 +193,26 @@ def test_a_tls_handshake_that_never_comes_is_a_timeout(tmp_path: Path) -> None:
         assert b"models" not in wire.to_end()[0]
     finally:
         proxy.stop()
+
+
+def test_what_its_client_left_during_the_tls_handshake_cost_nothing(tmp_path: Path) -> None:
+    upstream, ledger = Upstream(), tmp_path / "ledger.sqlite3"
+    url = f"https://127.0.0.1:{upstream.port}"
+    with running(tmp_path, upstream, OPENAI_BASE_URL=url, LLMPROXY_LEDGER=f"sqlite://{ledger}") as proxy:
+        client = proxy.send(POST, b"Content-Length: 2", body=b"{}")
+        handshaking = upstream.accept()
+        assert handshaking.exactly(1) == b"\x16"
+        client.close()
+        handshaking.to_end()
+        client = proxy.send(b"POST /anthropic/v1/messages", b"Content-Length: 2", body=b"{}")
+        asked, _ = upstream.receive()
+        client.close()
+        asked.ending()
+    with closing(sqlite3.connect(ledger)) as connection:
+        rows = connection.execute(
+            "SELECT upstream, ending, cost FROM llmproxy_exchanges ORDER BY id"
+        ).fetchall()
+    assert rows == [("openai", "client left", 0), ("anthropic", "client left", None)]
 
 
 def test_a_fault_does_not_last(proxy: Proxy, openai: Upstream) -> None:
