@@ -686,6 +686,17 @@ class TestWebSocket:
         served.clock.advance(100_000)
         assert served.client.ending == "open"
 
+    def test_nor_is_its_client_looked_for_though_it_was_not_read_before(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("llmproxy.http.departure.has_left", lambda _: True)
+        served = Served()
+        served.client.send(HANDSHAKE, b"early")
+        assert served.client.transport.paused
+        self.accept(served)
+        served.clock.advance(5)
+        assert served.client.ending == "open"
+
     def test_a_tunnel_is_told_that_the_client_left(self) -> None:
         served = Served()
         served.client.send(HANDSHAKE)

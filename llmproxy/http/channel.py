@@ -242,6 +242,8 @@ class Channel(Protocol):
         """Leave HTTP: what comes from now on goes to another protocol."""
         early = self._reader.take_early(TUNNEL)
         self._deadline.close()
+        if self._departure is not None:
+            self._departure.rest()
         self.requests.clear()
         self.transport.unregisterProducer()
         self._tunnel = protocol
