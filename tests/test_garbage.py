@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from llmproxy.values import BaseURL
-from tests.support import CONFIG, OPENAI, TOKEN, Proxy, no_cycle
+from tests.support import CONFIG, OPENAI, TOKEN, ClientConnection, Proxy, no_cycle
 from tests.upstream_support import RESET, MemoryAgent
 
 LENGTH = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"]
@@ -63,3 +63,15 @@ def test_a_client_that_leaves_leaves_no_cycle(answer: list[bytes]) -> None:
         opened.answer(answer)
         opened.client.leave(RESET)
         opened.upstream.turn()
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD], ids=["nothing", "head"])
+def test_a_connection_that_is_over_leaves_no_cycle(sent: bytes) -> None:
+    proxy = Proxy()
+    with no_cycle():
+        client: ClientConnection | None = proxy.connect()
+        assert client is not None
+        client.send(sent)
+        client.leave()
+        client._wire.protocol = None  # as a reactor's transport lets go of it
+        client = None

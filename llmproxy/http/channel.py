@@ -1,9 +1,9 @@
-"""A client's connection: whose turn it is to be served, how long anything may take, and when it ends.
+"""A client's connection: whose turn it is to be served, what becomes of what took too long, and when it ends.
 
 A request is rendered at the end of its headers, and its body follows as a stream. Pipelined requests are answered in order.
 What is not exactly HTTP/1.1 is refused, and the connection closed: after a message that two readers could understand
 differently, nothing on that connection can be trusted (RFC 9112 section 11.2). What is a request is decided in
-:mod:`llmproxy.http.request_reader`.
+:mod:`llmproxy.http.request_reader`, when the client is read in :mod:`llmproxy.http.pace`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from llmproxy import errors
 from llmproxy.deadline import Deadline
 from llmproxy.http.body import BrokenBody, RequestBody, SilentBody
-from llmproxy.http.departure import Departure
 from llmproxy.http.farewell import Farewell
 from llmproxy.http.fields import Fields
+from llmproxy.http.pace import AHEAD, Pace
 from llmproxy.http.refused_request import RefusedRequest
 from llmproxy.http.request import Request
 from llmproxy.http.request_reader import BODY, HEAD, NOTHING, TUNNEL, UPGRADE, RequestReader
@@ -30,31 +29,25 @@ from llmproxy.http.rules import Refused
 if TYPE_CHECKING:
     from llmproxy.http.server import Entrance, Site
 
-_AHEAD = 2  # requests: the one that is being answered, and the one behind it
 # Bytes that are parsed at once, though more were read: in 256 KiB, there can be thousands of requests.
 _PIECE = 8 * 1024
 _PIECE_OF_BODY = 64 * 1024
 
 
-@implementer(IPushProducer)
 class Channel(Protocol):
     """One client's connection; made by :class:`~llmproxy.http.server.Site`.
-
-    Between the producers of responses it is its transport's own, so that no requests are read whose answers nobody reads.
 
     :ivar entrance: the way it came.
     :ivar requests: those that are not answered yet, in their order; the first is being answered.
     """
 
     __slots__ = (
-        "_clogged",
         "_closing",
         "_deadline",
-        "_departure",
         "_farewell",
         "_host",
         "_limits",
-        "_paused",
+        "_pace",
         "_peer",
         "_reader",
         "_served",
@@ -84,9 +77,6 @@ class Channel(Protocol):
         self._served: Request | None = None
         self._serving = False
         self._tunnel: Any = None
-        self._paused = False
-        self._clogged = False
-        self._departure: Departure | None = None
         self._closing = False
         self._farewell: Farewell | None = None
         self._unread = b""  # what came behind as many requests as are read ahead
@@ -105,7 +95,16 @@ class Channel(Protocol):
         self._reader = RequestReader(self._begin, self._limits)
         self._deadline = Deadline(self.site.clock, self._too_late)
         self._deadline.set(self._limits.header_time)
-        self.transport.registerProducer(self, True)
+        self._pace = Pace(
+            self.transport,
+            self._reader,
+            self.requests,
+            self._serve,
+            self._deadline,
+            self.site.clock,
+            self._limits,
+        )
+        self.transport.registerProducer(self._pace, True)
         self.site.opened(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -121,13 +120,12 @@ class Channel(Protocol):
         else:
             self._read(self._unread + data if self._unread else data)
             self._serve()
-        self._pace()
+        self._pace.keep()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """Tell all that was in progress."""
         self._deadline.close()
-        if self._departure is not None:
-            self._departure.rest()
+        self._pace.rest()
         if self._tunnel is not None:
             self._tunnel.connectionLost(reason)
         self._closing = True
@@ -153,7 +151,7 @@ class Channel(Protocol):
                 piece, data = (data, b"") if len(data) <= most else (data[:most], data[most:])
                 if reader.feed(piece):
                     self._deadline.set(self._limits.header_time)
-                if not data or (reader.reading is HEAD and len(self.requests) >= _AHEAD):
+                if not data or (reader.reading is HEAD and len(self.requests) >= AHEAD):
                     break
                 if reader.reading is UPGRADE:
                     reader.early += data
@@ -173,7 +171,7 @@ class Channel(Protocol):
         request.requestHeaders = fields
         request.keep_alive = keep_alive
         if length is not None:
-            request.body = RequestBody(length, lambda: self._wanted(request), self._pace)
+            request.body = RequestBody(length, request.say_continue, self._pace.keep)
         self.requests.append(request)
         return request
 
@@ -188,11 +186,11 @@ class Channel(Protocol):
         if self._serving:
             return  # called by a request that is answered at once: the loop below goes on, as deep as it was
         self._serving = True
-        while not (self._closing or self._clogged):
+        while not (self._closing or self._pace.clogged):
             if self.requests and self.requests[0] is not self._served:
                 self._served = self.requests[0]
                 self._served.process()
-            elif self._unread and len(self.requests) < _AHEAD:
+            elif self._unread and len(self.requests) < AHEAD:
                 self._read(self._unread)
             else:
                 break
@@ -220,30 +218,29 @@ class Channel(Protocol):
                 self.dataReceived(early)
         if not self.requests and reader.reading is HEAD and reader.head_size == 0:
             self._deadline.set(self._limits.keep_alive)
-        if self.requests or self._paused:
+        if self.requests or self._pace.paused:
             self._serve()
-            self._pace()
+            self._pace.keep()
 
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """Let the transport set the pace of a response."""
         self.transport.unregisterProducer()
-        if self._clogged:  # from here on it is the producer that waits
-            self._clogged = False
-            self._pace()
+        if self._pace.clogged:  # from here on it is the producer that waits
+            self._pace.clogged = False
+            self._pace.keep()
         self.transport.registerProducer(producer, streaming)
 
     def unregisterProducer(self) -> None:
         """Let it set the pace of the next requests."""
         self.transport.unregisterProducer()
         if not self._closing:
-            self.transport.registerProducer(self, True)
+            self.transport.registerProducer(self._pace, True)
 
     def handOver(self, protocol: Any) -> None:
         """Leave HTTP: what comes from now on goes to another protocol."""
         early = self._reader.take_early(TUNNEL)
         self._deadline.close()
-        if self._departure is not None:
-            self._departure.rest()
+        self._pace.rest()
         self.requests.clear()
         self.transport.unregisterProducer()
         self._tunnel = protocol
@@ -251,68 +248,12 @@ class Channel(Protocol):
         if early:
             protocol.dataReceived(early)
 
-    # The pace
-
-    def pauseProducing(self) -> None:
-        """The client does not read what it was answered: take nothing more from it."""
-        self._clogged = True
-        self._pace()
-
-    def resumeProducing(self) -> None:
-        """It has read."""
-        self._clogged = False
-        self._serve()
-        self._pace()
-
-    def stopProducing(self) -> None:
-        """The connection is lost, of which :meth:`connectionLost` tells."""
-
-    def _wanted(self, request: Request) -> None:
-        """Somebody begins to read a body: now is the time to say so to a client that asked (RFC 9110 section 10.1.1)."""
-        expects = b"100-continue" in b",".join(request.requestHeaders.values_of(b"expect")).lower()
-        whole = request.body is None or request.body.over
-        if expects and request.clientproto == b"HTTP/1.1" and not whole and not request.startedWriting:
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _pace(self) -> None:
-        """Read from the client when there is somebody to take what comes, and else only to notice that it leaves."""
-        if self._closing or self._tunnel is not None:
-            return
-        reader, waiting = self._reader, len(self.requests)
-        body = None if reader.incoming is None else reader.incoming.body
-        if self._clogged:
-            wanted = False
-            self._deadline.set(self._limits.close_time)
-        elif body is not None:
-            wanted = body.wants
-            if body.expected:
-                self._deadline.set(self._limits.body_idle)
-            else:
-                self._deadline.clear()
-        elif reader.reading is UPGRADE:
-            wanted = not reader.early
-            self._deadline.clear()
-        else:
-            wanted = waiting < _AHEAD
-            if waiting and (not wanted or reader.head_size == 0):
-                self._deadline.clear()  # the client owes us nothing, or a head of which we read no more
-            elif self._paused and reader.head_size and reader.reading is HEAD:
-                self._deadline.set(self._limits.header_time)
-        if wanted is self._paused:
-            self._paused = not wanted
-            if self._departure is None:
-                self._departure = Departure(self.site.clock, self.transport, self.abortConnection)
-            if wanted:
-                self._departure.rest()
-                self.transport.resumeProducing()
-            else:
-                self.transport.pauseProducing()
-                self._departure.watch()
+    # Ending
 
     def _too_late(self) -> None:
         if self._farewell is not None:
             self._farewell.too_late()
-        elif self._clogged:
+        elif self._pace.clogged:
             self.abortConnection()
         elif self._reader.reading is BODY:
             self._reader.stop(SilentBody(f"The client sent nothing for {self._limits.body_idle:g} seconds."))
@@ -322,8 +263,6 @@ class Channel(Protocol):
             self._serve()
         else:
             self._close(linger=False)
-
-    # Ending
 
     def drain(self) -> None:
         """Take no further request: close at once where none is in progress."""
@@ -340,7 +279,7 @@ class Channel(Protocol):
 
     def _close(self, linger: bool) -> None:
         if not self._closing:
-            self._closing = True
+            self._closing = self._pace.ended = True
             self._reader.reading = NOTHING
             self.transport.unregisterProducer()  # one would hold up its close
             self._farewell = Farewell(self.transport, self._deadline, self._limits, linger)

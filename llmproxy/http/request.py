@@ -95,6 +95,13 @@ class Request(server.Request):
         if not self.startedWriting and not self._disconnected and self.clientproto == b"HTTP/1.1":
             self.channel.write(_head(code, phrase, pairs_of(headers)))
 
+    def say_continue(self) -> None:
+        """Somebody begins to read the body: now is the time to say so to a client that asked (RFC 9110 section 10.1.1)."""
+        expects = b"100-continue" in b",".join(self.requestHeaders.values_of(b"expect")).lower()
+        whole = self.body is None or self.body.over
+        if expects and self.clientproto == b"HTTP/1.1" and not whole and not self.startedWriting:
+            self.channel.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     def write(self, data: bytes) -> None:
         """Write a part of the body; the first call, with any data or none, writes the status and headers."""
         if self.finished:
