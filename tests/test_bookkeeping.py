@@ -413,6 +413,20 @@ class TestWhatDoesNotEnd:
         stuck.wait(0.5)
         assert [over.ending for over in ledgers[0].recorded] == [Ending.COMPLETED] * 2
 
+    def test_nor_is_the_failure_of_a_request_that_is_over(self, ledgers: list[Ledger]) -> None:
+        running = Running(config=written_to("a"))
+        running.start()
+        client = running.connect()
+        client.ask(b"/openai/v1/x", headers=[BEARER])
+        upstream = accept(running)
+        [open_] = running.service._books.open.values()
+        assert open_.end is not None
+        open_.end(Ending.PROXY_FAILED)
+        upstream.leave(error.ConnectionLost())
+        client.leave()
+        running.reactor.advance(0.5)
+        assert [(over.ending, over.status) for over in ledgers[0].recorded] == [(Ending.PROXY_FAILED, None)]
+
     def test_what_nobody_forwards_does_not_hinder_the_end(
         self, make: Make, clock: Clock, ledgers: list[Ledger]
     ) -> None:
