@@ -265,7 +265,8 @@ class TestDemo:
     def test_it_makes_the_demo_service(self) -> None:
         service = makeService(parse("--demo", "--port", "81", "--drain", "5"))
         assert isinstance(service, DemoService)
-        assert (service._listen, service._drain, service._books._access_log) == (["tcp:81"], 5.0, True)
+        assert (service._listen, service._drain) == (["tcp:81"], 5.0)
+        assert service._books._access_log is not None
 
 
 def test_it_makes_the_service_that_the_options_ask_for() -> None:
@@ -282,7 +283,7 @@ def test_it_makes_the_service_that_the_options_ask_for() -> None:
 def test_exchanges_are_logged_only_where_that_is_asked_for(arguments: list[str], logged: bool) -> None:
     service = makeService(parse(*arguments))
     assert isinstance(service, ProxyService)
-    assert service._books._access_log is logged
+    assert (service._books._access_log is not None) is logged
 
 
 def test_a_reload_reads_the_environment_and_its_files_anew(
