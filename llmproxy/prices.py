@@ -3,7 +3,8 @@
 The price lists are part of that library and as old as its release: nothing is fetched. What a list cannot tell is ``None``,
 never a guess: the cost of a model that is in no list, of an upstream that is no provider's own (a machine of yours, another
 gateway), of a service tier that is priced by contract, and of an answer that did not come whole, for what is billed then is
-told to nobody. Which tokens were used is read by :mod:`llmproxy.usage`.
+told to nobody. Which tokens were used is read by :mod:`llmproxy.usage`. Where the provider itself says what an answer cost, it
+cost that, unless the operator's own prices speak of the model.
 
 Money is exact: prices are Decimals in USD per million tokens, which is micro-dollars (1e-6 USD) per token. It is rounded once,
 for the whole exchange, to a whole number of micro-dollars, a half to the even neighbour.
@@ -116,6 +117,9 @@ class PriceBook:
     def _cost(self, exchange: Exchange, part: Part | Reading, asked: str | None) -> Decimal | None:
         if part.usage is None:
             return None
+        told = part.usage.told_cost
+        if told is not None and not self._is_overridden(part, asked):
+            return told
         minute = exchange.begun_ns // _MINUTE
         rates = self._rates(exchange.upstream, part.model, asked, part.service_tier, minute)
         return None if rates is None else price(part.usage, rates)
@@ -137,6 +141,12 @@ class PriceBook:
             self._say_unknown(upstream, names[0], tier)
             return None
         return Rates(found)
+
+    def _is_overridden(self, part: Part | Reading, asked: str | None) -> bool:
+        """Tell whether the operator has prices of his own for what ran."""
+        names = [name for name in (part.model, asked) if name]
+        tier = _tier(part.service_tier)
+        return any(_speaks_of(override, names, tier) for override in self._overrides)
 
     def _listed(
         self, upstream: str, name: str, tier: str | None, at: datetime

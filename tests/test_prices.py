@@ -332,6 +332,45 @@ class TestOverrides:
         assert cost(book, self.USAGE, service_tier="standard") == cost(book, self.USAGE) == 2000
 
 
+class TestToldCosts:
+    TOLD = Usage(input_tokens=1000, output_tokens=100, told_cost=Decimal("20560.5"))
+
+    def test_what_the_provider_says_that_it_cost_is_the_cost(self, book: PriceBook) -> None:
+        assert cost(book, self.TOLD) == 20_560
+
+    def test_it_needs_no_price_and_misses_none(self, lines: Lines) -> None:
+        book = PriceBook(base_urls=BASE_URLS)
+        assert cost(book, self.TOLD, "brand-new", "gateway") == 20_560
+        assert cost(book, self.TOLD, None, "gateway") == 20_560
+        assert cost(book, Usage(told_cost=Decimal(7)), "brand-new", service_tier="special") == 7
+        assert not [line for line in lines() if "No price" in line]
+
+    def test_it_has_what_is_billed_beyond_tokens(self, book: PriceBook) -> None:
+        usage = Usage(1, 1, more=True, server_tool_uses={"x_searches": 3}, told_cost=Decimal(5000))
+        assert cost(book, usage) == 5000
+
+    def test_a_half_is_rounded_to_the_even_neighbour(self, book: PriceBook) -> None:
+        costs = [cost(book, Usage(told_cost=Decimal(told))) for told in ("0.5", "1.5", "2.5", "2.5000001")]
+        assert costs == [0, 2, 2, 3]
+
+    def test_the_operators_own_price_of_the_model_comes_first(self) -> None:
+        book = PriceBook([PriceOverride("ours-*", input=ONE, output=ONE)], BASE_URLS)
+        assert cost(book, self.TOLD, "ours-1") == 1100
+        assert cost(book, self.TOLD, "m", asked_model="ours-1") == 1100
+        assert cost(book, self.TOLD, "theirs") == 20_560
+        assert cost(book, self.TOLD, "ours-1", service_tier="flex") == 20_560
+        assert cost(book, Usage(1, 1, more=True, told_cost=Decimal(1)), "ours-1") is None
+
+    def test_it_is_of_answers_that_came_whole(self, book: PriceBook) -> None:
+        assert cost(book, self.TOLD, outcome="cut") is None
+
+    def test_each_part_may_have_its_own(self, book: PriceBook) -> None:
+        listed = Usage(input_tokens=1000, output_tokens=0)
+        parts = [Part(SONNET, None, listed), Part(SONNET, None, self.TOLD)]
+        assert cost(book, listed + self.TOLD, parts=parts) == 3000 + 20_560
+        assert cost(book, listed + self.TOLD) is None
+
+
 def total(usage: Usage, **rates: Decimal) -> Decimal | None:
     return price(usage, Rates({**RATES, **rates}))
 

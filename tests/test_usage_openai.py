@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from llmproxy.config.credential import Family
 from llmproxy.usage import Reading, Usage
-from tests.usage_support import JSON, SSE, dumped, event, named, read, tapped
+from llmproxy.usage.charges import FIELDS
+from tests.usage_support import JSON, SSE, cut, dumped, event, named, read, tapped
 
 CHAT_USAGE = {
     "prompt_tokens": 100,
@@ -416,3 +418,154 @@ def test_another_answer_than_a_stream_tells_of_no_first_token() -> None:
     tap = tapped(Family.OPENAI, JSON)
     read(tap, dumped(response()))
     assert not tap.first_token
+
+
+PLAIN = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+SONAR = {**PLAIN, "search_context_size": "low"}
+AGENT = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+
+
+TOLD: list[tuple[dict[str, Any], str]] = [
+    # OpenRouter
+    (
+        {**PLAIN, "cost": 0.02056, "is_byok": False, "cost_details": {"upstream_inference_cost": 0.02056}},
+        "20560",
+    ),
+    ({**PLAIN, "cost": 0.95, "is_byok": True, "cost_details": {"upstream_inference_cost": 19}}, "19950000"),
+    ({**PLAIN, "cost": 0, "is_byok": False}, "0"),
+    ({**PLAIN, "cost": 5e-07, "server_tool_use": {"web_search_requests": 2}}, "0.5"),
+    # Perplexity
+    (
+        {
+            **SONAR,
+            "cost": {
+                "input_tokens_cost": 1.4e-05,
+                "output_tokens_cost": 0.0001,
+                "request_cost": 0.005,
+                "total_cost": 0.005114,
+            },
+        },
+        "5114",
+    ),
+    (
+        {
+            **AGENT,
+            "cost": {"currency": "USD", "total_cost": 0.0155},
+            "tool_calls_details": {"a": {"invocation": 3}},
+        },
+        "15500",
+    ),
+    # xAI
+    ({**AGENT, "cost_in_usd_ticks": 37756000, "num_server_side_tools_used": 24}, "3775.6"),
+    ({**AGENT, "cost_in_usd_ticks": 1}, "0.0001"),
+]
+
+
+@pytest.mark.parametrize(("usage", "micro_dollars"), TOLD)
+def test_what_the_provider_says_that_it_cost_is_read_as_it_was_written(
+    usage: dict[str, Any], micro_dollars: str
+) -> None:
+    for found in (
+        whole({"model": "m", "choices": [], "usage": usage}).usage,
+        whole(response(usage=usage)).usage,
+        streamed(*CHAT[:3], chunk(usage=usage), DONE).usage,
+        streamed(*response_events(usage=usage)).usage,
+    ):
+        assert found is not None
+        assert found.told_cost == Decimal(micro_dollars)
+        assert found.output_tokens == 100
+
+
+def test_it_is_read_wherever_a_stream_is_cut_into_pieces() -> None:
+    body = b"".join([*CHAT[:3], chunk(usage={**CHAT_USAGE, "cost": 0.0045}), DONE])
+    expected = Usage(36, 30, 64, None, None, 12, 8, 4, told_cost=Decimal("4500"))
+    for at in range(len(body)):
+        assert read(tapped(Family.OPENAI, SSE), cut(body, [at])).usage == expected
+
+
+def test_it_is_read_of_an_answer_whose_middle_was_not() -> None:
+    body = {"model": "m", "data": [{"b64_json": "A" * 300_000}], "usage": {"cost_in_usd_ticks": 200_000_000}}
+    reading = whole(body)
+    assert (reading.usage, reading.source) == (Usage(told_cost=Decimal(20_000)), "reported")
+
+
+def test_it_is_that_of_the_last_usage() -> None:
+    usages = [{**PLAIN, "cost_in_usd_ticks": ticks} for ticks in (10_000, 30_000)]
+    usage = streamed(*(chunk(delta("a"), usage=usage) for usage in usages), DONE).usage
+    assert usage is not None
+    assert usage.told_cost == 3
+
+
+@pytest.mark.parametrize("cost", ["0.1", -0.1, True, None, 1e9, 1e300, 10**400, [], {}, {"total_cost": "1"}])
+def test_what_is_no_amount_of_money_is_not_told(cost: object) -> None:
+    for usage in ({**PLAIN, "cost": cost}, {**PLAIN, "cost": {"total_cost": cost}}):
+        assert whole({"model": "m", "usage": usage}).usage == Usage(1000, 100)
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
+def test_what_is_no_number_is_no_cost(number: bytes) -> None:
+    body = b'{"model":"m","usage":{"prompt_tokens":1,"completion_tokens":1,"cost":%s}}' % number
+    assert read(tapped(Family.OPENAI, JSON), body).usage == Usage(1, 1)
+
+
+def test_a_cost_in_another_currency_is_not_told() -> None:
+    usage = {**SONAR, "cost": {"currency": "EUR", "total_cost": 0.5}}
+    assert whole({"model": "m", "usage": usage}).usage == Usage(1000, 100, more=True)
+
+
+BEYOND: list[dict[str, Any]] = [
+    SONAR,
+    {**PLAIN, "citation_tokens": 20016},
+    {**PLAIN, "num_search_queries": 18},
+    {**PLAIN, "tool_calls_details": {"search_web": {"invocation": 3}}},
+    {**PLAIN, "num_server_side_tools_used": 1},
+    {**PLAIN, "num_sources_used": 4},
+    {**PLAIN, "server_side_tool_usage_details": {"web_search_calls": 0, "x_search_calls": 24}},
+    {**PLAIN, "server_tool_use": {"web_search_requests": 2}},
+    {**PLAIN, "server_tool_use_details": {"web_search_requests": 2}},
+    {**PLAIN, "is_byok": True, "cost": 0.001},
+]
+
+
+@pytest.mark.parametrize("usage", BEYOND)
+def test_what_is_billed_beyond_tokens_and_has_no_total_makes_it_more(usage: dict[str, Any]) -> None:
+    assert whole({"model": "m", "usage": usage}).usage == Usage(1000, 100, more=True)
+    assert streamed(chunk(usage=usage), DONE).usage == Usage(1000, 100, more=True)
+
+
+def test_what_was_not_used_beyond_tokens_is_not_billed() -> None:
+    nothing = {
+        "search_context_size": None,
+        "citation_tokens": 0,
+        "num_search_queries": None,
+        "num_sources_used": 0,
+        "num_server_side_tools_used": 0,
+        "server_side_tool_usage_details": {"web_search_calls": 0, "x_search_calls": 0},
+        "server_tool_use": None,
+        "server_tool_use_details": {},
+        "tool_calls_details": {"search_web": {"invocation": 0}},
+    }
+    assert whole({"model": "m", "usage": {**PLAIN, **nothing}}).usage == Usage(1000, 100)
+
+
+def test_every_way_of_telling_a_cost_is_looked_for_in_each_usage() -> None:
+    told: list[dict[str, Any]] = [usage for usage, _ in TOLD]
+    assert all(not FIELDS.isdisjoint(usage) for usage in [*told, *BEYOND])
+    assert FIELDS.isdisjoint(CHAT_USAGE)
+    assert FIELDS.isdisjoint(RESPONSE_USAGE)
+
+
+class TestSum:
+    ONE = Usage(1, 1, told_cost=Decimal("0.3"))
+
+    def test_costs_that_are_told_are_added(self) -> None:
+        both = self.ONE + self.ONE
+        assert both == Usage(2, 2, told_cost=Decimal("0.6"))
+
+    def test_with_nothing_used_a_cost_stays_what_it_is(self) -> None:
+        assert self.ONE + Usage() == Usage() + self.ONE == self.ONE
+
+    @pytest.mark.parametrize("other", [Usage(1, 1), Usage(more=True), Usage(server_tool_uses={"x": 1})])
+    def test_one_that_is_told_and_one_that_is_not_have_a_sum_that_no_list_tells(self, other: Usage) -> None:
+        for sum_ in (self.ONE + other, other + self.ONE):
+            assert (sum_.told_cost, sum_.more) == (None, True)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 Document = Mapping[str, Any]
 
 _LONGEST_TEXT = 256  # characters: all models, ids and reasons are shorter
 _MOST = 10**15  # tokens; more is a mistake, and would not fit every database
+_MOST_MONEY = 10**9
 
 
 def count(value: object) -> int | None:
     """A number of tokens or of uses."""
     # A bool is an int to Python, and none to JSON.
     return value if type(value) is int and 0 <= value < _MOST else None
+
+
+def money(value: object) -> Decimal | None:
+    """An amount of money: the decimal number that was written, and not the binary one nearest to it."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < _MOST_MONEY:
+        return None
+    # The shortest text that is read as this float is what was written, up to 15 digits.
+    return Decimal(repr(value))
 
 
 def text(value: object) -> str | None:

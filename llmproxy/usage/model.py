@@ -6,6 +6,7 @@ What a provider did not say is ``None``, never 0: a bill of which a part is unkn
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 import attrs
@@ -40,7 +41,8 @@ class Usage:
     :ivar billable: it costs something; counting tokens beforehand does not.
     :ivar us_only: it was kept within the US, for which Anthropic has a surcharge.
     :ivar video: some of the tokens are of video; how many is not told here.
-    :ivar more: something is billed beyond what is told here, so that what it costs is not known.
+    :ivar more: something is billed beyond the tokens and uses that are told here, so that no price list tells what it costs.
+    :ivar told_cost: what the provider itself says that all of it cost, in micro-dollars, not rounded.
     """
 
     input_tokens: int | None = None
@@ -59,6 +61,7 @@ class Usage:
     us_only: bool = False
     video: bool = False
     more: bool = False
+    told_cost: Decimal | None = None
 
     @property
     def known(self) -> bool:
@@ -66,11 +69,15 @@ class Usage:
         return (
             self.input_tokens is not None
             or self.server_tool_uses is not None
+            or self.told_cost is not None
             or any(getattr(self, name) is not None for name in COUNTS)
         )
 
     def __add__(self, other: Usage) -> Usage:
-        """The usage of both: what is unknown of one of them counts as nothing, of both it stays unknown."""
+        """The usage of both: what is unknown of one of them counts as nothing, of both it stays unknown.
+
+        A cost is told of the sum only where it is of each that used anything; else no price list tells it either.
+        """
         sums: dict[str, Any] = {name: _sum(getattr(self, name), getattr(other, name)) for name in COUNTS}
         mine, its = self.server_tool_uses, other.server_tool_uses
         if mine is not None or its is not None:
@@ -78,12 +85,15 @@ class Usage:
             sums["server_tool_uses"] = {
                 name: mine.get(name, 0) + its.get(name, 0) for name in {**mine, **its}
             }
+        told = _told_of_both(self, other)
+        told_of_one = told is None and (self.told_cost is not None or other.told_cost is not None)
         return Usage(
             **sums,
             billable=self.billable or other.billable,
             us_only=self.us_only or other.us_only,
             video=self.video or other.video,
-            more=self.more or other.more,
+            more=self.more or other.more or told_of_one,
+            told_cost=told,
         )
 
 
@@ -91,7 +101,7 @@ class Usage:
 COUNTS = tuple(
     field.name
     for field in attrs.fields(Usage)
-    if field.name not in ("server_tool_uses", "billable", "us_only", "video", "more")
+    if field.name not in ("server_tool_uses", "billable", "us_only", "video", "more", "told_cost")
 )
 
 
@@ -153,3 +163,10 @@ def _sum(one: int | None, other: int | None) -> int | None:
     if one is None or other is None:
         return one if other is None else other
     return one + other
+
+
+def _told_of_both(one: Usage, other: Usage) -> Decimal | None:
+    if one.told_cost is None or other.told_cost is None:
+        known, rest = (other, one) if one.told_cost is None else (one, other)
+        return None if rest.known or rest.more else known.told_cost
+    return one.told_cost + other.told_cost

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmproxy.usage import charges
 from llmproxy.usage.fields import Document, count, first, part, parts, text
 from llmproxy.usage.model import Usage
 from llmproxy.usage.reader import Event, Reader, error_type
@@ -124,9 +125,14 @@ class OpenAIReader(Reader):
             self._usage = Usage(input_tokens=count(answer.get("input_tokens")), billable=False)
         if usage := part(answer.get("usage")):
             read = usage_of(usage)
+            tells_more = not charges.FIELDS.isdisjoint(usage)
+            if tells_more:
+                read.told_cost = charges.told_cost(usage)
             if read.known:
                 read.server_tool_uses = _tool_uses(answer)
-                read.more = self._is_billed_beyond(answer)
+                read.more = self._is_billed_beyond(answer) or (
+                    tells_more and charges.is_billed_beyond_tokens(usage)
+                )
                 self._usage = read
 
     def _is_billed_beyond(self, answer: Document) -> bool:
