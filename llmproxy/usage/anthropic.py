@@ -13,17 +13,20 @@ from typing import Any
 from llmproxy.usage.fields import Document, count, part, parts, text
 from llmproxy.usage.model import Part, Usage
 from llmproxy.usage.reader import Event, Reader, error_type
+from llmproxy.usage.runs import UNTOLD, Answer, category_of, is_one_run, runs, tokens, total
 
-# The types of iterations, each a run of a model: those that the totals are of, and those that are billed beside them.
-# https://platform.claude.com/docs/en/build-with-claude/compaction and .../agents-and-tools/tool-use/advisor-tool
-_IN_TOTALS = ("message", "fallback_message")
-_BESIDE_TOTALS = ("compaction", "advisor_message")
+# Blocks of these types begin empty, and what they have comes in deltas.
+_EMPTY_AT_FIRST = frozenset({"text", "thinking"})
 
 
 class AnthropicReader(Reader):
     """Reads Anthropic's answers."""
 
+    # Of the class until they are set, as those of Reader.
     _counted: int | None = None
+    _made_output = False  # by the model that goes on to answer
+    _refusal: str | None = UNTOLD
+    _handovers: Sequence[str | None] = ()
 
     def __init__(self) -> None:
         self._usage: dict[str, Any] = {}
@@ -34,7 +37,11 @@ class AnthropicReader(Reader):
         # backslashes.
         find = data.find
         return (
-            self.first_token and find(b'"message_') < 0 and find(b'"error"') < 0 and find(b'"fallback"') < 0
+            self._made_output
+            and self.first_token
+            and find(b'"message_') < 0
+            and find(b'"error"') < 0
+            and find(b'"fallback"') < 0
         )
 
     def event(self, event: Event) -> None:
@@ -49,12 +56,10 @@ class AnthropicReader(Reader):
             self.ended = True
         elif kind == "content_block_delta":
             delta = part(document.get("delta"))
-            self.first_token = self.first_token or any(delta[key] for key in delta if key != "type")
+            if any(delta[key] for key in delta if key != "type"):
+                self.first_token = self._made_output = True
         elif kind == "content_block_start":
-            # Another model than the one of message_start goes on from here.
-            block = part(document.get("content_block"))
-            if block.get("type") == "fallback":
-                self.model = text(part(block.get("to")).get("model")) or self.model
+            self._take_block(part(document.get("content_block")))
         elif kind == "error":
             self.error = error_type(document.get("error") or kind, "type")
 
@@ -62,37 +67,57 @@ class AnthropicReader(Reader):
         """Take a whole answer: a message, counted tokens, or an error."""
         self.error = error_type(document.get("error"), "type")
         self._take_message(document)
+        for block in parts(document.get("content")):
+            self._take_block(block, is_whole=True)
+        # What is too large to be read whole has said something.
+        self._made_output = self._made_output or "content" not in document
         self._counted = count(document.get("input_tokens"))
 
     def usage(self) -> Usage | None:
-        """What was told of each field last."""
-        usage = _tokens(self._usage)
-        for ran in self._beside():
-            if ran.usage is not None:
-                usage += ran.usage
+        """What was told of each field last, of each run of a model that is billed."""
+        usage = tokens(self._usage) if self._is_one_run() else total(self._runs())
         if usage.known:
             return usage
         return None if self._counted is None else Usage(input_tokens=self._counted, billable=False)
 
     def parts(self) -> Sequence[Part]:
-        """The runs of models that it took, where that is more than one."""
-        beside = self._beside()
-        return (Part(self.model, self.service_tier, _tokens(self._usage)), *beside) if beside else ()
+        """The runs of models that are billed, where that is another than the one that answered, or more."""
+        if self._is_one_run():
+            return ()
+        found = self._runs()
+        return found if len(found) > 1 or found[0].model != self.model else ()
 
-    def _beside(self) -> list[Part]:
-        """What was run beside what the totals are of: they are of the model that answers, and of each of its turns."""
-        return [
-            self._run(iteration)
-            for iteration in parts(self._usage.get("iterations"))
-            if iteration.get("type") not in _IN_TOTALS
-        ]
+    def _is_one_run(self) -> bool:
+        """Tell whether the totals are all there is to be read, as of most answers."""
+        return (
+            self.stop_reason != "refusal"
+            and not self._handovers
+            and is_one_run(self._usage.get("iterations"))
+        )
 
-    def _run(self, iteration: Document) -> Part:
-        kind = iteration.get("type")
-        own = self.model if kind == "compaction" else None
-        model = text(iteration.get("model")) or own
-        usage = _tokens({"inference_geo": self._usage.get("inference_geo"), **iteration})
-        return Part(model, self.service_tier, usage if kind in _BESIDE_TOTALS else None)
+    def _runs(self) -> list[Part]:
+        return runs(
+            Answer(
+                model=self.model,
+                service_tier=self.service_tier,
+                usage=self._usage,
+                refused=self.stop_reason == "refusal",
+                refusal=self._refusal,
+                made_output=self._made_output,
+                handovers=self._handovers,
+            )
+        )
+
+    def _take_block(self, block: Document, is_whole: bool = False) -> None:
+        kind = block.get("type")
+        if kind == "fallback":
+            # Another model goes on from here: than that of message_start, but not than that of a whole message.
+            if not is_whole:
+                self.model = text(part(block.get("to")).get("model")) or self.model
+            self._handovers = (*self._handovers, category_of(block.get("trigger")))
+            self._made_output = False
+        elif is_whole or kind not in _EMPTY_AT_FIRST:
+            self._made_output = True
 
     def _take_message(self, message: Document) -> None:
         usage = part(message.get("usage"))
@@ -104,30 +129,12 @@ class AnthropicReader(Reader):
         self.model = text(message.get("model")) or self.model
         self.response_id = text(message.get("id")) or self.response_id
         self.stop_reason = text(message.get("stop_reason")) or self.stop_reason
+        if self.stop_reason == "refusal" and "stop_details" in message:
+            details = message["stop_details"]
+            self._refusal = None if details is None else category_of(details)
         # What is made faster has other prices, so it is told like a tier; Anthropic has a field of its own for it.
         fast = "fast" if usage.get("speed") == "fast" else None
         self.service_tier = fast or self.service_tier or text(usage.get("service_tier"))
-
-
-def _tokens(usage: Document) -> Usage:
-    """Read a ``usage``, or what is told of one of its iterations."""
-    split = part(usage.get("cache_creation"))
-    short, long = count(split.get("ephemeral_5m_input_tokens")), count(split.get("ephemeral_1h_input_tokens"))
-    written = count(usage.get("cache_creation_input_tokens"))
-    if written is not None:
-        # The split may be missing, or be older than the total.
-        short = max(short or 0, written - (long or 0))
-    uses = {name: count(value) for name, value in part(usage.get("server_tool_use")).items() if text(name)}
-    return Usage(
-        input_tokens=count(usage.get("input_tokens")),
-        output_tokens=count(usage.get("output_tokens")),
-        cache_read_tokens=count(usage.get("cache_read_input_tokens")),
-        cache_write_5m_tokens=short,
-        cache_write_1h_tokens=long,
-        reasoning_tokens=count(part(usage.get("output_tokens_details")).get("thinking_tokens")),
-        server_tool_uses={name: number for name, number in uses.items() if number} or None,
-        us_only=usage.get("inference_geo") == "us",
-    )
 
 
 def _told(fields: Document) -> Document:
