@@ -109,7 +109,7 @@ class TestSQLite:
             assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
     def test_who_reads_does_not_stop_who_writes(self, database: SQLite) -> None:
-        with closing(opened(database)) as writer, closing(database.read()) as reader:
+        with closing(opened(database)) as writer, database.read() as reader:
             assert schema.version(reader.cursor()) == len(schema.MIGRATIONS)
             writer.execute("BEGIN IMMEDIATE")
             writer.execute("INSERT INTO llmproxy_migrations VALUES (99, 'now')")
@@ -119,13 +119,13 @@ class TestSQLite:
     def test_who_reads_cannot_write(self, database: SQLite) -> None:
         opened(database).close()
         with (
-            closing(database.read()) as reader,
+            database.read() as reader,
             pytest.raises(sqlite3.OperationalError, match="readonly"),
         ):
             reader.execute("DELETE FROM llmproxy_migrations")
 
     def test_who_reads_makes_no_file(self, database: SQLite) -> None:
-        with pytest.raises(sqlite3.OperationalError), closing(database.read()) as reader:
+        with pytest.raises(sqlite3.OperationalError), database.read() as reader:
             reader.execute("SELECT 1 FROM llmproxy_migrations")
         assert not database.path.exists()
 

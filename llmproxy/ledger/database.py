@@ -10,7 +10,8 @@ import contextlib
 import os
 import socket
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -18,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from llmproxy.ledger import schema
+from llmproxy.ledger.sqlite_reading import reading
 
 _BUSY = 5.0  # seconds that SQLite waits for another process that writes
 _CONNECT = 5  # seconds that libpq waits for each address of a server
@@ -69,8 +71,8 @@ class Database(Protocol):
     def abort(self, connection: Any) -> None:
         """End, from another thread, what a connection is waiting for; it fails there."""
 
-    def read(self) -> Any:
-        """Connect for a transaction in which all that is read is of one moment."""
+    def read(self) -> AbstractContextManager[Any]:
+        """Connect for a transaction in which all that is read is of one moment; the end of the context closes it."""
 
     def sql(self, text: str) -> str:
         """Turn SQL with ``?`` for values, and what :mod:`llmproxy.ledger.schema` has in braces, into that of this database."""
@@ -162,13 +164,9 @@ class SQLite:
         """End the statement that runs."""
         connection.interrupt()
 
-    def read(self) -> Any:
+    def read(self) -> AbstractContextManager[Any]:
         """Connect without making a file where there is none."""
-        connection = sqlite3.connect(
-            f"{self.path.as_uri()}?mode=ro", uri=True, timeout=_BUSY, isolation_level=None
-        )
-        connection.execute("BEGIN")
-        return connection
+        return reading(self.path)
 
     def sql(self, text: str) -> str:
         """Times and JSON are text: in UTC, so that it sorts; and all text sorts by its bytes."""
@@ -228,15 +226,16 @@ class PostgreSQL:
         with contextlib.suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as shared:
             shared.shutdown(socket.SHUT_RDWR)
 
-    def read(self) -> Any:
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Any]:
         """Connect for a transaction that cannot write."""
         import psycopg
 
         _, keywords = self.arguments()
-        connection = psycopg.connect(**keywords)
-        connection.read_only = True
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        return connection
+        with contextlib.closing(psycopg.connect(**keywords)) as connection:
+            connection.read_only = True
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            yield connection
 
     def sql(self, text: str) -> str:
         """A value is ``%s`` for psycopg."""

@@ -6,7 +6,6 @@ What is unknown is not in a sum, but is counted beside it, so that a sum of whic
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from datetime import datetime, timezone
 from importlib import import_module
 from typing import Any
@@ -130,7 +129,7 @@ def ask(database: Database, *questions: Question) -> list[list[Sum]]:
     :raise LedgerError: where it cannot be read.
     """
     try:
-        with closing(database.read()) as connection:
+        with database.read() as connection:
             cursor = connection.cursor()
             if not schema.exists(cursor, database):
                 raise LedgerError(
