@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
+from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.task import deferLater
 
 from llmproxy.access_log import AccessLog
 from llmproxy.accounting import Accounting
 from llmproxy.config import Config, ConfigError, PriceOverride
 from llmproxy.exchange import Ending, Exchange, Observer
-from llmproxy.ledger import Database, Ledger, open_ledger, parse_ledger
+from llmproxy.ledger import Database, Ledgers, parse_ledger
 from llmproxy.metrics import Metrics, Sources
 from llmproxy.prices import PriceBook
 
@@ -39,10 +39,8 @@ class Bookkeeping:
         access_log: bool,
     ) -> None:
         self._reactor = reactor
-        self._ledger: Ledger | None = None
-        self._ledger_settings: object = None
+        self._ledgers = Ledgers(reactor)
         self._priced_by: tuple[Sequence[PriceOverride], Mapping[str, str]] | None = None
-        self._closing: list[Deferred[None]] = []
         self._upstreams: list[str] = []
         self.open: dict[str, Exchange] = {}
         self.metrics = Metrics(
@@ -53,7 +51,7 @@ class Bookkeeping:
                     exchange for exchange in self.open.values() if exchange.first_byte is not None
                 ),
                 pools=pools,
-                ledger=lambda: self._ledger,
+                ledger=lambda: self._ledgers if self._ledgers.any else None,
             )
         )
         self._access_log = AccessLog() if access_log else None
@@ -68,7 +66,7 @@ class Bookkeeping:
         database = database_of(config)
         # Who would learn of an exchange; what nobody can ask for is not counted.
         metrics = None if config.admin is None else self.metrics
-        ledger = None if database is None else self
+        ledger = None if database is None else self._ledgers
         observers = [observer for observer in (ledger, metrics, self._access_log) if observer is not None]
         self._accounting.observers = observers
         self.observer = self._accounting.add if observers else None
@@ -77,27 +75,7 @@ class Bookkeeping:
         if observers and self._priced_by != priced_by:  # a price book costs 30 MB and 0.2 s
             self._priced_by = priced_by
             self._accounting.price = PriceBook(*priced_by).cost
-        settings = (accounting.ledger, accounting.retention_days, accounting.backlog)
-        if settings == self._ledger_settings:
-            return
-        self._ledger_settings = settings
-        if self._ledger is not None:
-            self._closing.append(self._ledger.close())
-        self._ledger = None
-        if database is not None:
-            self._ledger = open_ledger(
-                database,
-                self._reactor,
-                retention=accounting.retention_days,
-                max_waiting=accounting.backlog,
-            )
-            self._ledger.start()
-
-    def observe(self, exchanges: Iterable[Exchange]) -> None:
-        """Write exchanges to the present ledger, if there is one."""
-        if self._ledger is not None:
-            for exchange in exchanges:
-                self._ledger.record(exchange)
+        self._ledgers.change(database, retention=accounting.retention_days, max_waiting=accounting.backlog)
 
     def cut_off(self) -> None:
         """Note of the exchanges that are not over that it is this proxy that ends them."""
@@ -119,10 +97,7 @@ class Bookkeeping:
             if exchange.end is not None:
                 exchange.end(Ending.PROXY_FAILED)
         self._accounting.flush()
-        if self._ledger is not None:
-            self._closing.append(self._ledger.close())
-            self._ledger = None
-        yield gatherResults(self._closing)
+        yield self._ledgers.close()
 
     def _by_upstream(self, exchanges: Iterable[Exchange]) -> Mapping[str, int]:
         """Count exchanges; 0 is said of each upstream, too: what is not there is no number to whoever draws it."""

@@ -53,10 +53,13 @@ class Ledger:
         self.ids.append(exchange.id)
         self.recorded.append(exchange)
 
-    def close(self) -> Deferred[None]:
-        assert self.closed is None, "it was closed"
-        self.closed = Deferred()
-        return self.closed
+    def close(self, heir: object = None) -> Deferred[None]:
+        if self.closed is None:
+            self.closed = Deferred()
+            self.heir = heir
+        ended: Deferred[None] = Deferred()
+        self.closed.addCallback(lambda _: ended.callback(None))
+        return ended
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def ledgers(monkeypatch: pytest.MonkeyPatch) -> list[Ledger]:
         opened.append(Ledger(database, settings))
         return opened[-1]
 
-    monkeypatch.setattr("llmproxy.bookkeeping.open_ledger", open_ledger)
+    monkeypatch.setattr("llmproxy.ledger.succession.open_ledger", open_ledger)
     return opened
 
 
@@ -201,6 +204,22 @@ class TestLedger:
         clock.advance(0.5)
         assert [ledger.ids for ledger in ledgers] == [["1"], ["3"]]
 
+    def test_what_was_counted_of_it_stays_counted_over_reloads(
+        self, make: Make, ledgers: list[Ledger]
+    ) -> None:
+        names = ("llmproxy_ledger_dropped_records_total", "llmproxy_ledger_write_failures_total")
+        books = make(PLAIN)
+        assert [shown(books, name) for name in names] == [[], []]
+        books.change(written_to("a"))
+        ledgers[0].dropped, ledgers[0].failures = 3, 2
+        for config in (PLAIN, written_to("b")):
+            books.change(config)
+            assert [shown(books, name) for name in names] == [[3], [2]]
+        assert ledgers[0].closed is not None
+        ledgers[0].closed.callback(None)
+        ledgers[1].dropped = 1
+        assert [shown(books, name) for name in names] == [[4], [2]]
+
     def test_the_end_waits_until_all_are_written(
         self, make: Make, clock: Clock, ledgers: list[Ledger]
     ) -> None:
@@ -210,7 +229,7 @@ class TestLedger:
         closed: list[object] = []
         books.close().addCallback(closed.append)
         assert [ledger.ids for ledger in ledgers] == [[], ["1"]]
-        for ledger in reversed(ledgers):
+        for ledger in ledgers:
             assert closed == []
             assert ledger.closed is not None
             ledger.closed.callback(None)

@@ -8,7 +8,7 @@ dropped. All of that is counted for whoever measures it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
@@ -93,6 +93,7 @@ class Ledger:
         self._told = False  # that the database cannot be written
         self._missing = 0  # rows that were dropped since all was well
         self._closing: list[Deferred[None]] | None = None
+        self._heir: Callable[[], Ledger | None] = lambda: None
         self._closed = False
         self.dropped = 0
         self.failures = 0
@@ -134,9 +135,18 @@ class Ledger:
         elif len(self._waiting) == _BATCH:
             self._timer.reset(0)
 
-    def close(self) -> Deferred[None]:
-        """Write what waits, and end. What cannot be written now is lost.
+    def inherit(self, rows: Collection[Row]) -> None:
+        """Take what another ledger could not write, in front of what came here: it is older, mostly."""
+        self._waiting.extendleft(reversed(tuple(rows)))
+        while self._waiting and self.backlog > self._max_waiting:
+            self._drop()
+        if not self._busy and not self.failing and self._timer is None:
+            self._timer = self._clock.callLater(_INTERVAL, self._write)
 
+    def close(self, heir: Callable[[], Ledger | None] = lambda: None) -> Deferred[None]:
+        """Write what waits, and end. What cannot be written now goes to another ledger, and is lost where there is none.
+
+        :param heir: tells, at the end, which one that is; of the first call.
         :return: fires when that is done; a database that hangs is given up after the time that :class:`Store` has for it.
         """
         closed: Deferred[None] = Deferred()
@@ -146,6 +156,7 @@ class Ledger:
             self._closing.append(closed)
         else:
             self._closing = [closed]
+            self._heir = heir
             for timer in (self._timer, self._prune_timer):
                 if timer is not None and timer.active():
                     timer.cancel()
@@ -216,17 +227,31 @@ class Ledger:
             self._write()
             return
         if self._waiting:
+            self._leave()
+        self._closed = True
+        self._rows.close()
+        for closed in self._closing:
+            closed.callback(None)
+
+    def _leave(self) -> None:
+        """Part with what cannot be written."""
+        heir = self._heir()
+        if heir is None:
             self._log.error(
                 "The last {lost} exchanges are missing from the ledger {ledger}.",
                 lost=len(self._waiting),
                 ledger=self._rows,
             )
             self.dropped += len(self._waiting)
-            self._waiting.clear()
-        self._closed = True
-        self._rows.close()
-        for closed in self._closing:
-            closed.callback(None)
+        else:
+            self._log.warn(
+                "The last {left} exchanges could not be written to the ledger {ledger}, and go to {heir}.",
+                left=len(self._waiting),
+                ledger=self._rows,
+                heir=heir._rows,
+            )
+            heir.inherit(self._waiting)
+        self._waiting.clear()
 
     def _prune(self, retention: timedelta) -> None:
         self._pruning = True

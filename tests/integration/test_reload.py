@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import socket
+import sqlite3
 import ssl
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -306,6 +309,54 @@ def test_tls_listeners_speak_http_1_1_and_nothing_older_than_tls_1_2(
             client.close()
     finally:
         proxy.stop()
+
+
+# The ledger
+
+
+def test_a_ledger_that_is_repaired_loses_nothing_that_waited(
+    tmp_path: Path, upstream: Upstream, ports: list[int]
+) -> None:
+    in_the_way = tmp_path / "state"
+    in_the_way.write_text("a file, and no directory")
+    good = tmp_path / "good.sqlite3"
+    proxy = Proxy(tmp_path, upstream, tcp(ports[0]), options=("--admin-port", str(ports[1])))
+
+    def metric(name: str) -> float:
+        admin = connect(ports[1])
+        admin.send(message(b"GET /metrics HTTP/1.1", HOST, b"Connection: close"))
+        found = re.search(rf"^llmproxy_ledger_{name} (\S+)$", admin.response().body.decode(), re.MULTILINE)
+        admin.close()
+        assert found
+        return float(found[1])
+
+    try:
+        proxy.configure(
+            tcp(ports[0]), more=f'ledger = "sqlite://{in_the_way}/ledger.sqlite3"\nledger_backlog = 10'
+        )
+        proxy.reload()
+        proxy.twistd.wait_for("cannot be written: .*File exists")
+        for _ in range(12):
+            client = connect(ports[0])
+            client.send(ASK)
+            upstream.receive()[0].send(OK)
+            assert client.response().body == b"ok"
+            client.close()
+        eventually(lambda: metric("dropped_records_total") == 2, "12 were recorded, of which 10 wait")
+        failures = metric("write_failures_total")
+        proxy.configure(tcp(ports[0]), more=f'ledger = "sqlite://{good}"')
+        proxy.reload()
+        proxy.twistd.wait_for(
+            f"The last 10 exchanges could not be written to the ledger .*, and go to {good}"
+        )
+        eventually(lambda: metric("backlog_records") == 0, "what waited is written")
+        assert metric("dropped_records_total") == 2
+        assert metric("write_failures_total") >= failures > 0
+    finally:
+        proxy.stop()
+    with closing(sqlite3.connect(good)) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM llmproxy_exchanges").fetchone() == (10,)
+    assert "missing" not in proxy.twistd.log
 
 
 # Under load
