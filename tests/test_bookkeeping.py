@@ -14,6 +14,7 @@ from llmproxy.bookkeeping import Bookkeeping, database_of
 from llmproxy.config import Accounting, Config, ConfigError, PriceOverride
 from llmproxy.exchange import Ending, Exchange
 from llmproxy.ledger import Database
+from llmproxy.ledger.row import COLUMNS, row_of
 from llmproxy.observation import look_at_response
 from llmproxy.prices import PriceBook
 from llmproxy.usage import Usage
@@ -457,18 +458,20 @@ class TestWhatDoesNotEnd:
 
 
 def test_the_settings_reach_what_observes(monkeypatch: pytest.MonkeyPatch, ledgers: list[Ledger]) -> None:
-    config = written_to("a", session_headers=(b"x-team",), request_id=False)
+    config = written_to("a", session_headers=(b"x-thread", b"x-team"), request_id=False)
     running = Running(config=config, access_log=False)
     running.start()
     client = running.connect()
     headers = [(b"x-api-key", b"local-token-of-the-team"), (b"X-Team", b"red"), (b"X-Other", b"blue")]
-    client.ask(b"/openai/v1/x", headers=[*headers, (b"X-Claude-Code-Agent-Id", b"a-1")])
+    headers += [(b"X-Thread", b"t-1"), (b"X-Claude-Code-Agent-Id", b"a-1")]
+    client.ask(b"/openai/v1/x", headers=headers)
     accept(running).send(ANSWER)
     assert client.response().values(b"x-llmproxy-request-id") == []
     running.reactor.advance(0.5)
     assert [over.labels for over in ledgers[0].recorded] == [
-        {"x-team": "red", "x-claude-code-agent-id": "a-1"}
+        {"x-team": "red", "x-thread": "t-1", "x-claude-code-agent-id": "a-1"}
     ]
+    assert row_of(ledgers[0].recorded[0])[COLUMNS.index("session")] == "t-1"
     stopped = running.stop()
     assert ledgers[0].closed is None  # while a connection of a client is open
     client.leave()

@@ -77,13 +77,33 @@ class TestRow:
         assert named(given)["at"] == at.isoformat(timespec="microseconds")
         assert given.at == at
 
-    @pytest.mark.parametrize("name", ["x-claude-code-session-id", "session_id", "X-Session-Id"])
-    def test_a_session_is_told_by_the_name_of_its_label(self, name: str) -> None:
-        assert named(exchange(labels={"x-agent-id": "a", name: "s"}))["session"] == "s"
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "x-claude-code-session-id",
+            "session_id",
+            "x-opencode-session",
+            "x-conversation-id",
+            "x-agent-session",
+        ],
+    )
+    def test_the_first_label_that_is_no_agents_is_the_session(self, name: str) -> None:
+        labels = {"x-claude-code-agent-id": "a", name: "s", "x-session-id": "other"}
+        assert named(exchange(labels=labels))["session"] == "s"
 
-    @pytest.mark.parametrize("name", ["x-possession-id", "x-session-ideas", "x-agent-id"])
-    def test_other_labels_name_none(self, name: str) -> None:
+    @pytest.mark.parametrize(
+        "name",
+        ["x-claude-code-agent-id", "x-claude-code-parent-agent-id", "X-Agent-Tag", "user-agent", "agent"],
+    )
+    def test_the_label_of_an_agent_names_none(self, name: str) -> None:
         assert "session" not in named(exchange(labels={name: "s"}))
+
+    @pytest.mark.parametrize("name", ["x-reagent", "x-agents-of-change", "x-agency-id"])
+    def test_an_agent_is_a_word(self, name: str) -> None:
+        assert named(exchange(labels={name: "s"}))["session"] == "s"
+
+    def test_a_label_without_a_value_names_none(self) -> None:
+        assert named(exchange(labels={"x-session-id": "", "x-thread": "t"}))["session"] == "t"
 
 
 class TestCleaning:

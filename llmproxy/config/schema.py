@@ -261,7 +261,10 @@ class File(Table):
         "Whether clients are told the id of the record, as `x-llmproxy-request-id`.", _ACCOUNTING.request_id
     )
     session_headers: Annotated[kinds.RecordedHeaders, Sets(Accounting, "session_headers")] = _key(
-        "Headers of requests whose values are recorded, to tell sessions and agents apart. Those of Claude Code are, anyway.",
+        "Headers of requests whose values are recorded, to tell sessions and agents apart. Those of Claude Code are, anyway. "
+        "The session of a request, as of `llmproxy usage --by session`, is the first that it has of "
+        "`x-claude-code-session-id` and these, in their order. A header with the word `agent` in its name, and without "
+        "`session`, is recorded and is no session: `x-agent-id`.",
         (),
         absent="none",
     )

@@ -26,8 +26,8 @@ _LONGEST = 256  # characters of a name or an id
 _LONGEST_PATH = 1024
 _TOGETHER = 24  # rows; SQLite before 3.32 takes 999 values for a statement
 _LARGEST = 2**63 - 1  # of a BIGINT
-# The label that names a session: "x-claude-code-session-id", "session_id", ...
-_SESSION = re.compile(r"(.*[-_])?session[-_]id", re.IGNORECASE)
+# A label that names an agent rather than a session: "x-claude-code-agent-id", "user-agent", ..., and not "x-agent-session".
+_OF_AGENT = re.compile(r"(?!.*session)(.*[-_])?agent([-_].*)?", re.IGNORECASE)
 COLUMNS = (
     "id",
     "at",
@@ -174,7 +174,13 @@ def _second(unix: int) -> str:
 
 
 def _session(labels: Mapping[str, str]) -> str | None:
-    return next((value for name, value in labels.items() if _SESSION.fullmatch(name)), None)
+    """The first label that can be a session's; they stand in the order in which headers are looked for."""
+    return next((value for name, value in labels.items() if value and not _of_agent(name)), None)
+
+
+@lru_cache(64)  # the names are those of a setting
+def _of_agent(name: str) -> bool:
+    return _OF_AGENT.fullmatch(name) is not None
 
 
 def _text(value: str | None, longest: int = _LONGEST) -> str | None:
