@@ -126,7 +126,6 @@ def test_a_query_asks_for_single_values_that_there_can_be(
             "proxy_failed",
         },
         "kind": labels["llmproxy_tokens_total"]["kind"],
-        "source": {"reported", "absent", "too_large", "undecodable", "none"},
     }
     for label, value in MATCHER.findall(query):
         if not value.startswith("$"):
@@ -184,9 +183,16 @@ def test_panels_fill_rows_of_24_and_do_not_overlap() -> None:
         "llmproxy_open_streams",
         "llmproxy_pool_connections",
         "llmproxy_pool_waiting_requests",
+        "llmproxy_unknown_usage_exchanges_total",
+        "llmproxy_unknown_cost_exchanges_total",
         "llmproxy_ledger_backlog_records",
         "process_resident_memory_bytes",
     ],
 )
 def test_what_operators_ask_for_first_is_shown(metric: str) -> None:
     assert any(metric in param.values[0]["expr"] for param in targets())
+
+
+def test_a_sum_that_prometheus_makes_too_small_says_so() -> None:
+    (panel,) = (panel for panel in panels() if "increase(llmproxy_cost" in json.dumps(panel))
+    assert "llmproxy usage has the exact sums" in panel["description"]

@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from llmproxy import __version__
 from llmproxy.exchange import Ending, Exchange
 from llmproxy.metrics import Metrics
-from llmproxy.metrics.counts import BUCKETS, Counts
+from llmproxy.metrics.counts import Counts
+from llmproxy.metrics.histogram import BUCKETS
 from llmproxy.usage.model import Usage
 from tests.metrics_support import USAGE, Ledger, Pool, State, exchange, reading
 
@@ -183,6 +184,38 @@ def test_what_is_not_billable_was_not_used(metrics: Metrics) -> None:
     metrics.observe([exchange(reading=reading(usage=attrs.evolve(USAGE, billable=False)), cost=None)])
     assert series(metrics, "llmproxy_tokens_total") == []
     assert series(metrics, "llmproxy_unpriced_exchanges_total") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "usage", "cost"),
+    [
+        ({}, 0, 0),
+        ({"cost": None}, 0, 1),
+        ({"reading": reading(outcome="cut"), "cost": None}, 1, 1),
+        ({"reading": reading(usage=None, source="absent"), "cost": None}, 1, 1),
+        # A refusal costs nothing, though it tells of no usage; what nobody answered or reads may have cost something.
+        ({"status": 429, "reading": reading(usage=None, source="absent"), "cost": None}, 0, 0),
+        ({"reading": None, "first_token": None, "cost": None}, 1, 1),
+        (
+            {
+                "status": 502,
+                "ending": Ending.UPSTREAM_FAILED,
+                "reading": None,
+                "first_byte": None,
+                "first_token": None,
+                "cost": None,
+            },
+            1,
+            1,
+        ),
+    ],
+)
+def test_what_is_not_known_is_counted_by_upstream(
+    metrics: Metrics, changes: dict[str, object], usage: int, cost: int
+) -> None:
+    metrics.observe([exchange(**changes)] * 2)
+    assert value(metrics, "llmproxy_unknown_usage_exchanges_total", upstream="openai") == 2 * usage
+    assert value(metrics, "llmproxy_unknown_cost_exchanges_total", upstream="openai") == 2 * cost
 
 
 @pytest.mark.parametrize("source", ["reported", "absent", "too_large", "undecodable", "none"])

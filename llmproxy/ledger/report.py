@@ -18,8 +18,8 @@ from llmproxy.ledger.database import Database
 
 DIMENSIONS = ("client", "model", "upstream", "day", "session")
 
-# What may have been billed, and is not in a sum, or not whole. A POST may make tokens, and a WebSocket, of status 101; what was
-# refused, by this proxy or by the upstream, costs nothing, and counting tokens does not either.
+# The rules of llmproxy.unknown. What may have been billed, and is not in a sum, or not whole: a POST may make tokens, and a
+# WebSocket, of status 101; what was refused, by this proxy or by the upstream, costs nothing, nor does counting tokens.
 _USAGE_UNKNOWN = """
     (method = 'POST' OR status = 101) AND billable IS NOT FALSE AND (
         -- It was read, without usage that can be relied on.
@@ -36,6 +36,9 @@ _USAGE_UNKNOWN = """
         OR (first_byte IS NULL AND status >= 500 AND ending IN ('upstream silent', 'upstream failed', 'proxy failed'))
     )
 """
+_COST_UNKNOWN = f"""
+    cost IS NULL AND billable IS NOT FALSE AND (usage_source = 'reported' OR ({_USAGE_UNKNOWN}))
+"""
 _FAILED = "status >= 400 OR outcome = 'failed' OR ending NOT IN ('completed', 'client left')"
 _TOKENS = (
     "input_tokens",
@@ -51,7 +54,7 @@ _VALUES = {
     **{name: f"CASE WHEN billable THEN {name} END" for name in _TOKENS},
     "cost": "cost",
     "usage_unknown": f"CASE WHEN {_USAGE_UNKNOWN} THEN 1 ELSE 0 END",
-    "cost_unknown": f"CASE WHEN cost IS NULL AND (usage_source = 'reported' OR ({_USAGE_UNKNOWN})) THEN 1 ELSE 0 END",
+    "cost_unknown": f"CASE WHEN {_COST_UNKNOWN} THEN 1 ELSE 0 END",
 }
 _SUMS = {
     **{name: f"SUM({name})" for name in _VALUES},

@@ -8,41 +8,15 @@ and models are taken as they come, up to a bound, and what is beyond it is count
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from llmproxy.exchange import Ending, Exchange
-
-# Seconds: from an error that comes at once to an answer that was thought about for ten minutes, and close together where people
-# wait for a first token.
-BUCKETS = (
-    0.05,
-    0.1,
-    0.2,
-    0.35,
-    0.5,
-    0.75,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    5.0,
-    7.5,
-    10.0,
-    15.0,
-    20.0,
-    30.0,
-    60.0,
-    120.0,
-    300.0,
-    600.0,
-)
-_LIMITS = (*map(str, BUCKETS), "+Inf")
+from llmproxy.metrics.histogram import Histogram, family
+from llmproxy.unknown import cost_is_unknown, usage_is_unknown
 
 OTHER = "other"
 UNKNOWN = "unknown"
@@ -92,6 +66,11 @@ class Counts(Collector):
                 upstream.duration.add(duration)
             if (first_byte := exchange.first_byte) is not None:
                 upstream.first_byte.add(first_byte)
+            usage_unknown = usage_is_unknown(exchange)
+            if usage_unknown:
+                upstream.usage_unknown += 1
+            if exchange.cost is None and cost_is_unknown(exchange, usage_unknown):
+                upstream.cost_unknown += 1
             reading = exchange.reading
             if reading is None:
                 continue
@@ -130,7 +109,7 @@ class Counts(Collector):
         account = self._accounts.get(labels)
         if account is None:
             first_tokens = self._upstreams[upstream].first_tokens
-            first_token = first_tokens.setdefault(labels[2], _Histogram())
+            first_token = first_tokens.setdefault(labels[2], Histogram())
             account = self._accounts[labels] = _Account(first_token)
         if labels == (client or UNKNOWN, upstream, model or UNKNOWN):
             self._known[client, upstream, model] = account
@@ -145,14 +124,26 @@ class Counts(Collector):
         )
         sources = CounterMetricFamily(
             "llmproxy_usage_readings",
-            "Answers that were looked at for their usage, by what was found: it was reported, absent, or beyond reading.",
+            "Answers that were looked at for their usage, by what was found: it was reported, absent, as it is from errors, or "
+            "beyond reading.",
             labels=["upstream", "source"],
         )
-        duration = _histograms("llmproxy_exchange_duration", "From a request's headers to the end of it all.")
-        first_byte = _histograms(
+        usage_unknown = CounterMetricFamily(
+            "llmproxy_unknown_usage_exchanges",
+            "Exchanges that may have used tokens that are not known, or not all of them; their answers may have been read, or "
+            "never come. What was refused is not in here.",
+            labels=["upstream"],
+        )
+        cost_unknown = CounterMetricFamily(
+            "llmproxy_unknown_cost_exchanges",
+            "Exchanges that cost an unknown amount, since their usage is not known, or no price.",
+            labels=["upstream"],
+        )
+        duration = family("llmproxy_exchange_duration", "From a request's headers to the end of it all.")
+        first_byte = family(
             "llmproxy_first_byte_duration", "From a request's headers to the headers of the answer."
         )
-        first_token = _histograms(
+        first_token = family(
             "llmproxy_first_token_duration",
             "From a request's headers to the first token of the answer.",
             "model",
@@ -162,11 +153,13 @@ class Counts(Collector):
                 exchanges.add_metric([name, status_class, ending], count)
             for source, count in upstream.sources.items():
                 sources.add_metric([name, source], count)
+            usage_unknown.add_metric([name], upstream.usage_unknown)
+            cost_unknown.add_metric([name], upstream.cost_unknown)
             upstream.duration.show(duration, name)
             upstream.first_byte.show(first_byte, name)
             for model, histogram in upstream.first_tokens.items():
                 histogram.show(first_token, name, model)
-        yield from (exchanges, sources, duration, first_byte, first_token)
+        yield from (exchanges, sources, usage_unknown, cost_unknown, duration, first_byte, first_token)
 
     def _of_accounts(self) -> Iterator[Metric]:
         tokens = CounterMetricFamily(
@@ -182,7 +175,9 @@ class Counts(Collector):
             "llmproxy_cost_usd", "Cost of the tokens whose price is known, in US dollars.", labels=_ACCOUNT
         )
         unpriced = CounterMetricFamily(
-            "llmproxy_unpriced_exchanges", "Answers with usage that cost an unknown amount.", labels=_ACCOUNT
+            "llmproxy_unpriced_exchanges",
+            "Answers with usage that cost an unknown amount, which are some of llmproxy_unknown_cost_exchanges.",
+            labels=_ACCOUNT,
         )
         for labels, account in self._accounts.items():
             for kind in _KINDS:
@@ -200,41 +195,32 @@ class Counts(Collector):
 _KINDS = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h")
 
 
-class _Histogram:
-    """Counts values by :data:`BUCKETS`; the last count is of those above all of them."""
-
-    __slots__ = ("_counts", "_sum")
-
-    def __init__(self) -> None:
-        self._counts = [0] * len(_LIMITS)
-        self._sum = 0.0
-
-    def add(self, seconds: float) -> None:
-        # The upper bound of a bucket belongs to it.
-        self._counts[bisect_left(BUCKETS, seconds)] += 1
-        self._sum += seconds
-
-    def show(self, family: HistogramMetricFamily, *labels: str) -> None:
-        """Add it to a family; its counts are cumulative there."""
-        family.add_metric(labels, list(zip(_LIMITS, accumulate(self._counts), strict=True)), self._sum)
-
-
 class _Upstream:
     """What is counted of one upstream.
 
     :ivar endings: exchanges, by status and ending.
     :ivar sources: answers, by where their usage comes from.
+    :ivar usage_unknown: exchanges; so is ``cost_unknown``.
     :ivar first_tokens: by model.
     """
 
-    __slots__ = ("duration", "endings", "first_byte", "first_tokens", "sources")
+    __slots__ = (
+        "cost_unknown",
+        "duration",
+        "endings",
+        "first_byte",
+        "first_tokens",
+        "sources",
+        "usage_unknown",
+    )
 
     def __init__(self) -> None:
         self.endings: dict[tuple[int | None, Ending | None], int] = {}
         self.sources: dict[str, int] = {}
-        self.duration = _Histogram()
-        self.first_byte = _Histogram()
-        self.first_tokens: dict[str, _Histogram] = {}
+        self.usage_unknown = self.cost_unknown = 0
+        self.duration = Histogram()
+        self.first_byte = Histogram()
+        self.first_tokens: dict[str, Histogram] = {}
 
 
 class _Account:
@@ -245,7 +231,7 @@ class _Account:
 
     __slots__ = (*_KINDS, "cost", "first_token", "reasoning", "unpriced")
 
-    def __init__(self, first_token: _Histogram) -> None:
+    def __init__(self, first_token: Histogram) -> None:
         self.first_token = first_token
         self.input = self.output = self.reasoning = 0
         self.cache_read = self.cache_write_5m = self.cache_write_1h = 0
@@ -269,10 +255,6 @@ class _Names:
             return OTHER
         self._taken.add(name)
         return name
-
-
-def _histograms(name: str, documentation: str, *labels: str) -> HistogramMetricFamily:
-    return HistogramMetricFamily(name, documentation, labels=["upstream", *labels], unit="seconds")
 
 
 def _by_class(endings: dict[tuple[int | None, Ending | None], int]) -> dict[tuple[str, str], int]:
