@@ -16,6 +16,7 @@ from llmproxy.config import Config, Family, Upstream
 from llmproxy.exchange import Ending, Exchange
 from llmproxy.http.fields import Fields
 from llmproxy.observation import labels_of
+from llmproxy.unknown import usage_is_unknown
 from llmproxy.usage import Reading, Usage
 from tests.conftest import LoggedFailures
 from tests.forwarding_support import Taker
@@ -255,6 +256,26 @@ class TestAnswer:
         upstream.chunk(dumped(ANSWER))
         upstream.end()
         assert only(proxy).reading is None
+
+    @pytest.mark.parametrize(
+        "target", [b"/openai/v1/batches", b"/openai/v1/batches?x", b"/anthropic/v1/messages/batches/"]
+    )
+    def test_what_a_batch_will_use_is_not_what_its_making_tells(self, proxy: Proxy, target: bytes) -> None:
+        post(proxy, target)
+        made = {
+            "id": "batch_1",
+            "object": "batch",
+            "model": "gpt-5",
+            "usage": {"input_tokens": 0, "output_tokens": 0},
+        }
+        for document in (made, {**made, "usage": {"input_tokens": 9, "output_tokens": 1}}):
+            if document is not made:
+                proxy.ask(target.rstrip(b"/") + b"/batch_1", method=b"GET")
+            upstream = answer(proxy, JSON)
+            upstream.chunk(dumped(document))
+            upstream.end()
+        assert [usage_is_unknown(over) for over in proxy.exchanges] == [True, False]
+        assert [over.reading for over in proxy.exchanges] == [None, None]
 
     def test_of_an_upstream_of_no_known_family_nothing_is_read(self) -> None:
         proxy = Proxy(with_family(Family.NONE))
