@@ -108,6 +108,14 @@ class TestClosed:
         with read_only(database.path.parent):
             assert requests(database) == 1
 
+    def test_a_log_that_is_taken_away_meanwhile_has_left_nothing_out(
+        self, database: SQLite, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(database, [exchange()])
+        monkeypatch.setattr("llmproxy.ledger.sqlite_reading.os.path.exists", lambda _: True)
+        with read_only(database.path.parent):
+            assert requests(database) == 1
+
     def test_a_proxy_that_starts_meanwhile_makes_no_wrong_sum(self, database: SQLite) -> None:
         write(database, [exchange()])
 

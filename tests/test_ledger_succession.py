@@ -137,6 +137,19 @@ class TestRepair:
         tables["/good"].succeed()
         assert (slow.rows, tables["/good"].rows) == (["a"], ["b"])
 
+    def test_one_that_is_busy_goes_on_with_it_first(
+        self, ledgers: Ledgers, tables: Tables, clock: Clock
+    ) -> None:
+        bad = failing(ledgers, tables, "/bad", "a")
+        change(ledgers, "/good")
+        bad.fail()
+        clock.advance(10)
+        assert tables["/good"].wanted == [[]]
+        tables["/good"].succeed()
+        clock.advance(0.5)
+        tables["/good"].succeed()
+        assert tables["/good"].rows == ["a"]
+
     def test_no_more_wait_than_the_new_one_lets_and_the_oldest_go(
         self, ledgers: Ledgers, tables: Tables, clock: Clock
     ) -> None:

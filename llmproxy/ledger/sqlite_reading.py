@@ -36,12 +36,12 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     except sqlite3.OperationalError as error:
         if str(error) not in _NOT_BESIDE:
             raise
-        if os.path.getsize(log):  # noqa: PTH202
+        if _size(log):
             raise sqlite3.OperationalError(
                 f"what was written last is in {log}, and SQLite reads that only where it may write beside it; ask as the user "
                 "of the proxy, or copy both files to where you may write"
             ) from None
-        with _unchanging(path) as connection:  # the log of who was killed before it wrote
+        with _unchanging(path) as connection:  # the log has nothing, or was taken away by now
             yield connection
         return
     try:
@@ -81,3 +81,10 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
