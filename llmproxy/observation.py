@@ -24,8 +24,6 @@ SESSION_HEADERS = (
     b"x-claude-code-parent-agent-id",
 )
 _LONGEST_LABEL = 256  # characters
-# Where batches are made, by OpenAI's and Anthropic's APIs, and Mistral's.
-_BATCHES = ("/batches", "/batches/", "/batch/jobs")
 
 Look = Callable[[bytes], None]
 
@@ -78,8 +76,6 @@ def look_at_response(exchange: Exchange, family: Family, response: Any, clock: C
         exchange.upstream_request_id = ids[0].decode("latin-1")[:_LONGEST_LABEL]
     if exchange.method != "POST":
         return None  # what GET shows was made, and paid for, before
-    if exchange.path.endswith(_BATCHES):
-        return None  # what it will use is told to whoever asks later; OpenAI's answer has a usage already, that of no request
     tap = exchange.tap = tap_for(
         family,
         exchange.path.encode("ascii"),

@@ -207,9 +207,14 @@ def test_what_is_posted_for_nothing_is_free_whatever_it_shows(path: bytes) -> No
     assert (reading.source, reading.usage) == ("free", Usage(billable=False))
 
 
-@pytest.mark.parametrize("path", [b"/v1/batches", b"/v1/responses/compact", b"/v1/images/generations"])
+@pytest.mark.parametrize("path", [b"/v1/responses/compact", b"/v1/images/generations"])
 def test_what_is_not_known_to_be_free_is_not(path: bytes) -> None:
     assert read(tapped(Family.OPENAI, path=path), dumped(CHAT_JSON)).usage == openai.CHAT_READ
+
+
+@pytest.mark.parametrize("path", [b"/v1/batches", b"/v1/messages/batches/", b"/v1/batch/jobs"])
+def test_the_making_of_a_batch_is_not_tapped(path: bytes) -> None:
+    assert tap_for(Family.OPENAI, path, JSON, b"") is None
 
 
 def test_an_upstream_of_no_family_is_not_tapped() -> None:

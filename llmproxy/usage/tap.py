@@ -53,6 +53,9 @@ _FREE = re.compile(
     rb"/(files|uploads(/[^/]+/(parts|complete|cancel))?|batches/[^/]+/cancel|moderations"
     rb"|chat/completions/[^/]+|responses/[^/]+/cancel)$"
 )
+# Where batches are made, by OpenAI's and Anthropic's APIs, and Mistral's: what one will use is told to whoever asks later. The
+# answer to this has a usage at OpenAI already, of none of its requests.
+_BATCHES = (b"/batches", b"/batch/jobs")
 # Google's Live API, in the spelling of Gemini's own API and of Vertex'; with an ephemeral token, its method has a longer name
 # (https://ai.google.dev/gemini-api/docs/ephemeral-tokens). Its JSON comes in binary frames, mostly.
 _LIVE = re.compile(rb"[./]BidiGenerateContent(Constrained)?/?$")
@@ -193,6 +196,8 @@ def _maker(
     path = path.partition(b"?")[0].rstrip(b"/")
     if _FREE.search(path):
         return _Free
+    if path.endswith(_BATCHES):
+        return None
     reader = next((made for end, made in _BY_PATH if path.endswith(end)), _READERS[family])
     kind = content_type.partition(b";")[0].strip().lower()
     body: Callable[[type[Reader]], Body]
