@@ -14,6 +14,7 @@ from llmproxy.asked_model.setup import SetupGlance
 from llmproxy.config import Family
 from llmproxy.deadline import Clock
 from llmproxy.exchange import Ending, Exchange, Observer
+from llmproxy.frame_headers import DataSeen
 from llmproxy.http.fields import Fields
 from llmproxy.usage import Reading, is_live, tap_for, tap_for_socket
 
@@ -104,7 +105,11 @@ def look_at_session(
 
 @attrs.define
 class _Turn:
-    """A turn that runs; times are those of :class:`~llmproxy.exchange.Exchange`."""
+    """A turn that runs; times are those of :class:`~llmproxy.exchange.Exchange`.
+
+    :ivar started: when the client sent the last of a message before the turn began. Where several run at a time, that may have
+        been for another one: its times are then no longer than they were, and may be shorter.
+    """
 
     started: float
     first_byte: float
@@ -127,10 +132,12 @@ class _Turns:
         self._over = over
         self._setup = setup
         self._heard = exchange.started
+        self._data_seen = DataSeen()
 
     def heard(self, data: bytes) -> None:
-        """The client sent something: the last of it is what the next turn answers."""
-        self._heard = self._clock.seconds()
+        """The client sent something: the last that is of a message, and no ping or pong, is what the next turn answers."""
+        if self._data_seen.feed(data):
+            self._heard = self._clock.seconds()
         if self._setup is not None:
             self._look_at_setup(self._setup, data)
 
