@@ -26,6 +26,11 @@ _TAIL = b"\x00\x00\xff\xff"
 # bound, empty fragments, and compressed ones out of which nothing comes, would have no end.
 _SLACK = 1024
 _LONGEST_CONTROL = 2 + 4 + 125  # bytes, RFC 6455 sections 5.2 and 5.5
+_START = 1024  # bytes that are kept of a message that is skipped
+_PIECE = 64 * 2**10  # bytes that are inflated at a time of one
+# Limits to which a message may be inflated so as to be skipped: what shares a window with the next one cannot be left out, and
+# takes a second for some hundred megabytes.
+_MOST_SKIPPED = 32
 
 
 class FrameError(ValueError):
@@ -52,12 +57,14 @@ class Message:
     :ivar data: its content, unmasked and inflated; of a text, UTF-8 that nobody has checked yet.
     :ivar size: bytes of its frames, as sent, without control frames between them.
     :ivar end: bytes of this direction up to its end.
+    :ivar skipped: it is too large, and the data are only its start.
     """
 
     kind: Kind
     data: bytes
     size: int
     end: int
+    skipped: bool = False
 
 
 class FrameReader:
@@ -66,16 +73,20 @@ class FrameReader:
     :param extensions: the ``Sec-WebSocket-Extensions`` of the 101 answer, several joined by commas; empty where it has none.
     :param from_client: whether this is what the client sends, which is masked, or what the server sends, which is not.
     :param limit: bytes that a message may have. What is held is about that much, or twice as much where fragments are joined.
+    :param skips: a message beyond the limit is skipped, and only its start is told, whatever its size. That is for looking on,
+        and not for whoever decides by what was read.
     :raise FrameError: for extensions that are not known here.
     :ivar closed: the direction was closed; what comes behind that is no part of the session, and not read
         (RFC 6455 section 1.4).
     """
 
-    def __init__(self, extensions: bytes, *, from_client: bool, limit: int) -> None:
+    def __init__(self, extensions: bytes, *, from_client: bool, limit: int, skips: bool = False) -> None:
         self.closed = False
+        self._skips = skips
+        self._skipping = False  # the message under way
         self._limit = limit
         self._longest = 2 * limit + _SLACK
-        agreed = _agreed(extensions, from_client, limit)
+        agreed = _agreed(extensions, from_client, limit, skips)
         # As wsproto has it, a client is one that reads what a server sends.
         self._decoder = FrameDecoder(not from_client, agreed)
         self._fed = 0  # bytes
@@ -95,7 +106,7 @@ class FrameReader:
 
         :return: the messages that are whole now, and control frames.
         :raise FrameError: behind those before it, at the first frame that is none, or message that cannot be inflated;
-            :class:`MessageTooLarge` beyond the limit. After either, the reader is of no more use.
+            :class:`MessageTooLarge` beyond the limit, unless such are skipped. After either, the reader is of no more use.
         """
         if self.closed:
             return
@@ -123,12 +134,12 @@ class FrameReader:
                 continue
             self._size += size
             if self._size > self._longest:
-                raise _too_large(self._limit)
+                self._exceed()
             if frame.message_finished:
                 yield self._finish(end)
         # A frame that is not whole yet may still turn out to be a control frame, which belongs to no message.
         if self.unfinished > self._longest + _LONGEST_CONTROL:
-            raise _too_large(self._limit)
+            self._exceed()
 
     def _next(self) -> Frame | None:
         """The next frame, or as much as there is of one with data."""
@@ -144,13 +155,22 @@ class FrameReader:
         if not self._begun:
             self._begun = True
             self._kind = Kind.TEXT if opcode is Opcode.TEXT else Kind.BINARY
+        if self._skipping:
+            return
         self._data += payload
         if len(self._data) > self._limit:
+            self._exceed()
+
+    def _exceed(self) -> None:
+        """The message under way is too large."""
+        if not self._skips:
             raise _too_large(self._limit)
+        self._skipping = True
+        del self._data[_START:]
 
     def _finish(self, end: int) -> Message:
-        message = Message(self._kind, bytes(self._data), self._size, end)
-        self._begun = False
+        message = Message(self._kind, bytes(self._data), self._size, end, self._skipping)
+        self._begun = self._skipping = False
         self._data.clear()
         self._size = 0
         return message
@@ -163,12 +183,14 @@ class _Inflate(Extension):
 
     :param limit: bytes that a message may have.
     :param takeover: a message may refer to those before it.
+    :param skips: of a message beyond the limit, what is more than a byte beyond it is thrown away.
     """
 
     name = _DEFLATE
 
-    def __init__(self, limit: int, takeover: bool) -> None:
+    def __init__(self, limit: int, takeover: bool, skips: bool) -> None:
         self._limit = limit
+        self._skips = skips
         self._takeover = takeover
         self._stream: zlib._Decompress | None = None
         self._room = 0  # bytes that may still come out of the message under way
@@ -206,21 +228,32 @@ class _Inflate(Extension):
     def _inflated(self, data: bytes) -> bytes:
         if self._stream is None:
             self._stream = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+        if self._room < 0 and not self._takeover:
+            return b""  # it is skipped, and no other message refers to it
         try:
             # A byte more than may come, to tell.
-            found = self._stream.decompress(data, self._room + 1)
+            found = self._stream.decompress(data, max(self._room, 0) + 1)
+            self._room -= len(found)
+            if self._room < 0:
+                self._exceed(self._stream)
         except zlib.error:
             raise FrameError("A WebSocket message is not compressed as was agreed.") from None
-        self._room -= len(found)
-        if self._room < 0:
-            raise _too_large(self._limit)
         if self._stream.eof:
             # RFC 7692 section 7.2.3.5 allows it, nobody does it, and readers differ in whether they go on behind it.
             raise FrameError("A WebSocket message has a last block of deflate, behind which it would go on.")
         return found
 
+    def _exceed(self, stream: zlib._Decompress) -> None:
+        """The message is too large: what is left of a piece is only inflated for those that refer to it."""
+        if not self._skips:
+            raise _too_large(self._limit)
+        while self._takeover and stream.unconsumed_tail:
+            self._room -= len(stream.decompress(stream.unconsumed_tail, _PIECE))
+            if self._room < -_MOST_SKIPPED * self._limit:
+                raise _too_large(self._limit)
 
-def _agreed(extensions: bytes, from_client: bool, limit: int) -> list[Extension]:
+
+def _agreed(extensions: bytes, from_client: bool, limit: int, skips: bool) -> list[Extension]:
     """What both ends agreed to, for one direction."""
     name, *parameters = (part.strip(" \t") for part in extensions.decode("latin-1").split(";"))
     if not name and not parameters:
@@ -228,7 +261,7 @@ def _agreed(extensions: bytes, from_client: bool, limit: int) -> list[Extension]
     if name != _DEFLATE or not all(_PARAMETER.fullmatch(parameter) for parameter in parameters):
         raise FrameError("The WebSocket has an extension, or a parameter of one, that is not known here.")
     alone = f"{'client' if from_client else 'server'}_no_context_takeover"
-    return [_Inflate(limit, takeover=alone not in parameters)]
+    return [_Inflate(limit, takeover=alone not in parameters, skips=skips)]
 
 
 def _too_large(limit: int) -> MessageTooLarge:

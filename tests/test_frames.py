@@ -3,6 +3,7 @@ from __future__ import annotations
 import tracemalloc
 import zlib
 from collections.abc import Iterable
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -394,6 +395,101 @@ def test_a_bomb_is_not_inflated_beyond_the_limit() -> None:
         assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
     finally:
         tracemalloc.stop()
+
+
+# Skipping
+
+# Beyond a limit of 2000 bytes, whose end the next message refers to where it may; deflate makes little of it.
+LARGE = b'{"type":"large","x":"' + Random(1).randbytes(5000).hex().encode() + b'"}'
+SKIPPED = [(Kind.TEXT, DELTA, False), (Kind.TEXT, LARGE[:1024], True), (Kind.TEXT, LARGE[-1500:], False)]
+
+
+def skipping(extensions: bytes = b"", limit: int = 2000) -> FrameReader:
+    return FrameReader(extensions, from_client=False, limit=limit, skips=True)
+
+
+def around_large(takeover: bool | None, fragment: int) -> bytes:
+    """A message that is too large among others that are not.
+
+    :param takeover: of the compression, which there is none of without.
+    :param fragment: bytes of each of its frames.
+    """
+    deflated = (lambda data: data) if takeover is None else Deflated(takeover)
+    compressed = takeover is not None
+    sent = b""
+    for data in (DELTA, LARGE, LARGE[-1500:]):
+        payload = deflated(data)
+        pieces = [payload[at : at + fragment] for at in range(0, len(payload), fragment)]
+        for at, piece in enumerate(pieces):
+            sent += frame(
+                CONTINUATION if at else TEXT,
+                piece,
+                fin=at == len(pieces) - 1,
+                compressed=compressed and not at,
+            )
+            sent += frame(PING, b"")
+    return sent
+
+
+@pytest.mark.parametrize("fragment", [700, 10**6])
+@pytest.mark.parametrize(("extensions", "takeover"), [(b"", None), (DEFLATE, True), (ALONE, False)])
+def test_a_message_beyond_the_limit_is_skipped_wherever_it_is_cut(
+    extensions: bytes, takeover: bool | None, fragment: int
+) -> None:
+    sent = around_large(takeover, fragment)
+    splits = [[sent], byte_by_byte(sent), *([sent[:at], sent[at:]] for at in range(1, len(sent)))]
+    for pieces in splits:
+        found, error = read(skipping(extensions), pieces)
+        told = [(one.kind, one.data, one.skipped) for one in found if one.kind is not Kind.CONTROL]
+        assert (told, error) == (SKIPPED, None)
+    ((*_, last), _) = read(skipping(extensions), [sent])
+    assert last.end == len(sent)
+
+
+@pytest.mark.parametrize("takeover", [True, False])
+def test_what_is_skipped_is_not_held(takeover: bool) -> None:
+    deflated = Deflated(takeover)
+    large = deflated(b"\x00" * (24 * 2**20))
+    sent = frame(TEXT, large, compressed=True) + frame(TEXT, deflated(DELTA), compressed=True)
+    plain = skipping(limit=2**20)
+    compressed = skipping(DEFLATE if takeover else ALONE, limit=2**20)
+    block = b"\x00" * 2**16
+    tracemalloc.start()
+    try:
+        assert [len(one.data) for one in compressed.feed(sent)] == [1024, len(DELTA)]
+        list(plain.feed(bytes([0x81, 127]) + (2**30).to_bytes(8, "big")))
+        for _ in range(2**14):
+            found = list(plain.feed(block))
+        assert [(len(one.data), one.skipped, one.size) for one in found] == [(1024, True, 2**30 + 10)]
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert contents(plain.feed(frame(TEXT, DELTA))) == [(Kind.TEXT, DELTA)]
+
+
+def test_a_bomb_is_skipped_up_to_a_bound_where_later_messages_refer_to_it() -> None:
+    deflated = Deflated()
+    reading = skipping(DEFLATE, limit=1000)
+    with pytest.raises(MessageTooLarge):
+        list(reading.feed(frame(TEXT, deflated(b"\x00" * 2**20), compressed=True)))
+    alone = Deflated(takeover=False)
+    sent = frame(TEXT, alone(b"\x00" * 2**20), compressed=True) + frame(TEXT, alone(DELTA), compressed=True)
+    assert [one.skipped for one in skipping(ALONE, limit=1000).feed(sent)] == [True, False]
+
+
+def test_fragments_without_content_are_skipped_too() -> None:
+    sent = frame(TEXT, b"{", fin=False) + frame(CONTINUATION, b"", fin=False) * 5000
+    sent += frame(CONTINUATION, b"}") + frame(TEXT, DELTA)
+    for pieces in ([sent], byte_by_byte(sent)):
+        found, error = read(skipping(), pieces)
+        assert ([(one.data, one.skipped) for one in found], error) == ([(b"{", True), (DELTA, False)], None)
+
+
+def test_what_is_skipped_must_be_compressed_as_was_agreed() -> None:
+    large = Deflated()(LARGE)
+    broken = frame(TEXT, large[:-200] + b"\xff" * 200, compressed=True)
+    with pytest.raises(FrameError, match="not compressed"):
+        list(skipping(DEFLATE).feed(broken))
 
 
 def test_what_was_read_is_not_held() -> None:
