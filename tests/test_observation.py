@@ -441,6 +441,23 @@ class TestSession:
         assert [told.id[:12] for told in turns] == [f"{told.begun_ns // 10**6:012x}" for told in turns]
         assert socket.first_token is None
 
+    @pytest.mark.parametrize("opcode", [9, 10])
+    def test_pings_and_pongs_are_nothing_that_a_turn_would_answer(self, opcode: int) -> None:
+        session = Session()
+        asked = frame(1, b'{"type":"response.create"}', key=b"mask")
+        for at in range(1, len(asked)):
+            session.client.send(asked[:at])
+            session.proxy.clock.advance(7)
+            session.client.send(asked[at:])
+            for data in (frame(opcode, b"", key=b"mask"), frame(opcode, b"\x81\x02" * 9, key=b"\x00" * 4)):
+                session.proxy.clock.advance(1)
+                session.client.send(data[:at])
+                session.client.send(data[at:])
+            session.proxy.clock.advance(1)
+            session.send(frames(*turn()))
+            told = session.turns[-1]
+            assert (told.first_byte, told.first_token, told.duration) == (3.0, 3.0, 3.0)
+
     def test_a_turn_in_which_a_session_was_left_is_cut_and_those_before_are_kept(self) -> None:
         session = Session()
         session.send(frames(*turn("resp_1"), *turn("resp_2")[:2]))
@@ -462,14 +479,19 @@ class TestSession:
         endings = [exchange.ending for exchange in session.proxy.exchanges]
         assert endings == [Ending.COMPLETED, Ending.CLIENT_LEFT, Ending.CLIENT_LEFT]
 
-    def test_what_is_no_text_or_comes_from_the_client_counts_for_nothing(self) -> None:
+    def test_what_comes_from_the_client_or_is_no_message_counts_for_nothing(self) -> None:
         session = Session()
-        session.send(b"".join(frame(2, dumped(message)) for message in turn()) + frame(9, b"ping"))
+        session.send(b"".join(frame(opcode, b"{}") for opcode in (9, 10)))
         session.client.send(b"".join(frame(1, dumped(message), key=b"mask") for message in turn()))
         reading = session.end()
         assert reading is not None
         assert (reading.usage, reading.source) == (None, "turns")
         assert session.turns == []
+
+    def test_binary_messages_are_read_as_texts_are(self) -> None:
+        session = Session()
+        session.send(b"".join(frame(2, dumped(message)) for message in turn()))
+        assert [told.reading.usage for told in session.turns if told.reading] == [USAGE]
 
     def test_frames_that_cannot_be_read_pass_and_leave_the_usage_unknown(self) -> None:
         session = Session()
@@ -485,17 +507,27 @@ class TestSession:
         assert told.reading.usage == USAGE
         assert socket.ending is Ending.COMPLETED
 
-    def test_a_message_that_is_too_large_to_be_looked_at_passes_and_leaves_the_usage_unknown(
-        self, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("extensions", [b"", b"permessage-deflate"])
+    def test_a_message_that_is_too_large_to_be_looked_at_passes_and_leaves_only_its_turn_unknown(
+        self, monkeypatch: pytest.MonkeyPatch, extensions: bytes
     ) -> None:
-        monkeypatch.setattr("llmproxy.usage.framed._LARGEST_MESSAGE", 1000)
-        session = Session()
-        session.send(frames(*turn()))
-        session.send(frame(1, b" " * 1001))
-        session.send(frames(*turn()))
+        monkeypatch.setattr("llmproxy.usage.framed._LARGEST_MESSAGE", 2000)
+        session = Session(extensions=extensions)
+        deflated = Deflated()
+        large = turn("resp_2")
+        large[-1]["response"]["output"] = "x" * 2000
+        for message in (*turn("resp_1"), *large, *turn("resp_3")):
+            data = dumped(message)
+            session.send(frame(1, deflated(data), compressed=True) if extensions else frame(1, data))
+        told = [exchange.reading for exchange in session.turns if exchange.reading is not None]
+        assert [(reading.response_id, reading.usage, reading.source) for reading in told] == [
+            ("resp_1", USAGE, "reported"),
+            ("resp_2", None, "too_large"),
+            ("resp_3", USAGE, "reported"),
+        ]
         reading = session.end()
         assert reading is not None
-        assert (reading.usage, reading.source) == (None, "too_large")
+        assert (reading.usage, reading.source) == (None, "turns")
 
     def test_an_extension_that_is_not_known_leaves_the_usage_unknown(self) -> None:
         session = Session(extensions=b"x-unheard-of")

@@ -444,10 +444,19 @@ def test_what_is_not_whole_is_cut() -> None:
         assert socket.source == "turns"
 
 
-def test_a_message_that_is_too_large_leaves_the_socket_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_is_too_large_leaves_its_turn_unknown_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("llmproxy.usage.framed._LARGEST_MESSAGE", 1000)
-    readings, socket = read([framed(BINARY), frame(BINARY, b" " * 1001), framed(BINARY)])
-    assert (readings, socket.source) == ([WHOLE], "too_large")
+    large = frame(BINARY, b" " * 1001)
+    begun = frame(BINARY, dumped(with_usage(SOUND)))
+    lost = unread("too_large", False)
+    for sent in (large, begun + large):
+        readings, socket = read([framed(BINARY), sent, framed(BINARY)])
+        assert (readings, socket.source) == ([WHOLE, lost, WHOLE], "turns")
+    waits = frame(BINARY, dumped(SOUND)) + frame(BINARY, dumped(done({})))
+    readings, _ = read([waits, large, framed(BINARY)])
+    assert readings == [attrs.evolve(lost, outcome="complete"), WHOLE]
 
 
 def test_what_is_no_frame_leaves_the_socket_unknown() -> None:

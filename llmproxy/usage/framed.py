@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-
 import attrs
 
 from llmproxy.frames import FrameError, FrameReader, Kind, MessageTooLarge
 from llmproxy.usage.model import Reading, Source
-from llmproxy.usage.reader import Body
+from llmproxy.usage.reader import Body, MessageBody
 
 _LARGEST_MESSAGE = 8 * 2**20  # bytes
 
@@ -16,18 +14,19 @@ _LARGEST_MESSAGE = 8 * 2**20  # bytes
 class Framed(Body):
     """Takes the bytes of an upstream's side of a WebSocket.
 
+    Both kinds of messages are taken, texts and binary ones: Gemini's JSON comes in the latter, mostly, and OpenAI's SDK takes both.
+    One that is too large is skipped, and those behind it are read as ever.
+
     :param body: takes its messages, each at once.
     :param extensions: the ``Sec-WebSocket-Extensions`` of the 101 answer, several joined by commas.
-    :param kinds: of the messages that it takes.
     :raise llmproxy.frames.FrameError: for extensions that are not known here.
     """
 
     tells_first_token = False
 
-    def __init__(self, body: Body, extensions: bytes, kinds: Container[Kind] = (Kind.TEXT,)) -> None:
+    def __init__(self, body: MessageBody, extensions: bytes) -> None:
         self._body = body
-        self._kinds = kinds
-        self._frames = FrameReader(extensions, from_client=False, limit=_LARGEST_MESSAGE)
+        self._frames = FrameReader(extensions, from_client=False, limit=_LARGEST_MESSAGE, skips=True)
         self._given_up: Source | None = None
 
     def feed(self, data: bytes) -> None:
@@ -36,7 +35,11 @@ class Framed(Body):
             return
         try:
             for message in self._frames.feed(data):
-                if message.kind in self._kinds:
+                if message.kind is Kind.CONTROL:
+                    continue
+                if message.skipped:
+                    self._body.skip(message.data)
+                else:
                     self._body.feed(message.data)
         except FrameError as error:
             self._given_up = "too_large" if isinstance(error, MessageTooLarge) else "undecodable"

@@ -29,8 +29,8 @@ import attrs
 from llmproxy.usage.fields import Document, count, part, text
 from llmproxy.usage.gemini import queries_of, tier_of, usage_of
 from llmproxy.usage.json_text import document
-from llmproxy.usage.model import Reading, Usage, unread
-from llmproxy.usage.reader import Body
+from llmproxy.usage.model import Reading, Source, Usage, unread
+from llmproxy.usage.reader import MessageBody
 from llmproxy.usage.turns import T, Turns
 
 _MOST_QUERIES = 1000  # of a turn; there are a few
@@ -100,7 +100,7 @@ class _Turn(Generic[T]):
         )
 
 
-class LiveMessages(Body, Generic[T]):
+class LiveMessages(MessageBody, Generic[T]):
     """Takes the messages of a socket, one whole message at a time, as the upstream sent it."""
 
     tells_first_token = False  # the turns do
@@ -140,6 +140,18 @@ class LiveMessages(Body, Generic[T]):
         turn.take_reasons(content)
         if ends or (idle and not turn.had_token) or turn.stopped:
             self._stop(turn)
+
+    def skip(self, start: bytes) -> None:
+        """Take note of a message that is too large to be read.
+
+        It may have had usage, and the end of the turn that runs: so what comes behind it is no more of that turn.
+        """
+        source: Source = "too_large"
+        if self._turn is None:
+            self._turns.end(self._turns.begin(), unread(source, False))
+        else:
+            turn, self._turn = self._turn, None
+            self._turns.end(turn.turn, attrs.evolve(turn.reading(), usage=None, source=source))
 
     def close(self, whole: bool) -> Reading:
         """Take note that the socket is closed, and with it a turn that has not ended."""

@@ -48,12 +48,8 @@ _SEARCHES = "-search-"
 
 
 class OpenAIReader(Reader):
-    """Reads OpenAI's answers.
+    """Reads OpenAI's answers."""
 
-    :ivar transcribed: what was said to a session was written down, which is billed by another model's price.
-    """
-
-    transcribed = False
     _usage: Usage | None = None
 
     def ordinary(self, data: bytes) -> bool:
@@ -88,8 +84,7 @@ class OpenAIReader(Reader):
 
     def _take(self, document: Document, is_event: bool) -> None:
         kind = document.get("type", "")
-        if not isinstance(kind, str) or kind.startswith("conversation."):
-            self.transcribed = self.transcribed or "usage" in document
+        if not isinstance(kind, str):
             return
         answer = part(document.get("response")) or document
         model = text(answer.get("model")) or text(part(document.get("session")).get("model"))

@@ -35,6 +35,18 @@ class Event:
         return members_at_end(self.data) if self.is_tail else document(self.data)
 
 
+class Parsed(Event):
+    """An event of which the object is there already."""
+
+    def __init__(self, parsed: Document) -> None:
+        super().__init__(b"", b"")
+        self._parsed = parsed
+
+    def document(self) -> Document:
+        """See :class:`Event`."""
+        return self._parsed
+
+
 class Reader(ABC):
     """Reads the answers of one family.
 
@@ -129,6 +141,17 @@ class Body(ABC):
         """Take note that nothing more comes.
 
         :param whole: nothing is missing, by the framing of the message.
+        """
+
+
+class MessageBody(Body):
+    """The messages of a socket: it is fed one whole message at a time."""
+
+    @abstractmethod
+    def skip(self, start: bytes) -> None:
+        """Take note of a message that is too large to be read.
+
+        :param start: of it, some hundred bytes.
         """
 
 

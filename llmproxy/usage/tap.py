@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from llmproxy.config.credential import Family
 from llmproxy.decoding import Decoder, decoder
-from llmproxy.frames import FrameError, Kind
+from llmproxy.frames import FrameError
 from llmproxy.usage.anthropic import AnthropicReader
 from llmproxy.usage.decoded import Decoded
 from llmproxy.usage.framed import Framed
@@ -57,9 +57,8 @@ _FREE = re.compile(
 # answer to this has a usage at OpenAI already, of none of its requests.
 _BATCHES = (b"/batches", b"/batch/jobs")
 # Google's Live API, in the spelling of Gemini's own API and of Vertex'; with an ephemeral token, its method has a longer name
-# (https://ai.google.dev/gemini-api/docs/ephemeral-tokens). Its JSON comes in binary frames, mostly.
+# (https://ai.google.dev/gemini-api/docs/ephemeral-tokens).
 _LIVE = re.compile(rb"[./]BidiGenerateContent(Constrained)?/?$")
-_LIVE_KINDS = (Kind.TEXT, Kind.BINARY)
 
 
 class Tap:
@@ -178,7 +177,7 @@ def tap_for_socket(family: Family, path: bytes, extensions: bytes, turns: Turns[
     """
     try:
         if is_live(family, path):
-            return Tap(Framed(LiveMessages(turns), extensions, _LIVE_KINDS))
+            return Tap(Framed(LiveMessages(turns), extensions))
         if family is Family.OPENAI:
             return Tap(Framed(Messages(turns), extensions))
     except FrameError:
