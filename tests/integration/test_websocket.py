@@ -181,6 +181,57 @@ def test_a_turn_is_in_the_ledger_while_its_socket_is_open_and_outlives_a_kill(
         proxy.stop()
 
 
+def test_lanes_of_one_socket_are_in_the_ledger_apart_with_their_costs_and_a_refusal(
+    echo: EchoServer, tmp_path: Path
+) -> None:
+    """The messages are OpenAI's, of two responses at a time; here, the client had sent the same."""
+    ledger, url = tmp_path / "ledger.sqlite3", f"http://127.0.0.1:{echo.port}"
+    (tmp_path / "llmproxy.toml").write_text(
+        "[prices.slow]\ninput = 1\noutput = 10\n[prices.quick]\ninput = 0.1\noutput = 1\n"
+    )
+    environment = settings(url, url, LLMPROXY_LEDGER=f"sqlite://{ledger}")
+    proxy = Proxy(environment, tmp_path, options=("--config", str(tmp_path / "llmproxy.toml")))
+
+    def tells(kind: str, model: str, **more: object) -> dict[str, object]:
+        response = {"id": f"resp_{model}", "object": "response", "model": model, "usage": None, **more}
+        return {"type": f"response.{kind}", "response": response, "stream_id": model}
+
+    def piece(lane: str) -> dict[str, object]:
+        return {"type": "response.output_text.delta", "delta": "Hello", "stream_id": lane}
+
+    usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+    refused = {"type": "error", "status": 400, "error": {"type": "invalid_request_error"}, "stream_id": "x"}
+    try:
+        proxy.twistd.started()
+        with open_socket(proxy, BEARER, path="/openai/v1/responses") as client:
+            for message in (
+                tells("created", "slow"),
+                tells("created", "quick"),
+                piece("quick"),
+                refused,
+                tells("completed", "quick", usage=usage),
+                piece("slow"),
+                tells("completed", "slow", usage=usage),
+            ):
+                client.send(json.dumps(message))
+                client.recv(PATIENCE)
+        with closing(sqlite3.connect(ledger)) as connection:
+            wanted = (
+                "SELECT answered_model, usage_source, outcome, error, input_tokens, cost, first_token > 0 "
+                "FROM llmproxy_exchanges WHERE socket IS {} NULL ORDER BY answered_model"
+            )
+            eventually(lambda: len(rows(connection, wanted.format(""))) == 1, "the socket is in the ledger")
+            assert rows(connection, wanted.format("NOT")) == [
+                (None, "free", "failed", "invalid_request_error", None, 0, None),
+                ("quick", "reported", "complete", None, 1000, 100 + 100, 1),
+                ("slow", "reported", "complete", None, 1000, 1000 + 1000, 1),
+            ]
+            ((_, source, *_, cost, _),) = rows(connection, wanted.format(""))
+            assert (source, cost) == ("turns", None)
+    finally:
+        proxy.stop()
+
+
 def test_each_turn_of_a_live_session_is_in_the_ledger_with_its_model_and_its_cost(
     echo: EchoServer, tmp_path: Path
 ) -> None:
