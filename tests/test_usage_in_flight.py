@@ -187,6 +187,24 @@ def test_what_was_used_is_not_lost_where_a_response_goes_on_behind_an_error() ->
     assert facts(ended) == ("gpt-A", None, Usage(10, 5), "complete", None)
 
 
+def test_an_id_may_come_again_behind_an_error() -> None:
+    turn = responses_turn("A", None, 10, None)
+    failed, cut = told(*turn[:3], ENDING_ERRORS[0], *turn[:3])
+    assert (failed.response_id, failed.outcome) == ("A", "failed")
+    assert (cut.response_id, cut.outcome, cut.source) == ("A", "cut", "absent")
+
+
+@pytest.mark.parametrize(
+    ("lane", "others", "first_token"), [("a", "a", 2), ("a", None, 2), ("a", "b", None), (None, "b", None)]
+)
+def test_a_piece_without_an_id_is_of_its_lane_or_of_the_only_turn(
+    lane: str | None, others: str | None, first_token: int | None
+) -> None:
+    session = Session(responses_turn("A", lane, 10, None)[0], responses_turn("B", others, 10, None)[2])
+    assert [turn.first_token for turn in session.begun] == [first_token]
+    session.close()
+
+
 REALTIME_ERROR: Message = {"type": "error", "event_id": "e", "error": {"type": "invalid_request_error"}}
 
 
@@ -246,6 +264,25 @@ def test_a_turn_that_begins_without_tokens_in_its_words_is_seen_while_another_st
     session = Session(*turn[:4], created, turn[3])
     assert [begun.begun for begun in session.begun] == [1, 5]
     session.close()
+
+
+def test_what_a_model_says_hides_no_message() -> None:
+    words = ["response.", "response", "usage", "error", "session", 'x.delta"', '"response.created"', ".delta"]
+    session = Session(*responses_turn("A", None, 10, None)[:3])
+    for at, word in enumerate(words):
+        begun, *_, ended = responses_turn(f"r{at}", word, 1, None)
+        ended["response"]["output"] = [{"content": [{"text": word}]}]
+        session.feed({"type": "response.output_text.delta", "delta": word}, begun, ended)
+    session.feed(
+        {"type": "session.updated", "session": {"model": "m", "instructions": "response."}}, refusal("x")
+    )
+    session.close()
+    assert [reading.response_id for reading in session.readings] == [
+        *(f"r{at}" for at in range(len(words))),
+        None,
+        "A",
+    ]
+    assert session.readings[-2].model == "m"
 
 
 def test_many_turns_leave_nothing_behind() -> None:

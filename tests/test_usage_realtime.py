@@ -224,6 +224,7 @@ LIVE_CLOSED = {
 @pytest.mark.parametrize(
     "messages",
     [
+        [TRANSLATION],
         [TRANSLATION, SOUND],
         [TRANSLATION, {"type": "session.closed", "event_id": "e"}],
         [LIVE, SOUND],

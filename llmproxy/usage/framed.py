@@ -14,8 +14,8 @@ _LARGEST_MESSAGE = 8 * 2**20  # bytes
 class Framed(Body):
     """Takes the bytes of an upstream's side of a WebSocket.
 
-    Both kinds of messages are taken, texts and binary ones: Gemini's JSON comes in the latter, mostly, and OpenAI's SDK takes both.
-    One that is too large is skipped, and those behind it are read as ever.
+    Both kinds of messages are taken, texts and binary ones: Gemini's JSON comes in the latter, mostly, and to OpenAI's SDK they
+    are the same. One that is too large is skipped, and those behind it are read as ever.
 
     :param body: takes its messages, each at once.
     :param extensions: the ``Sec-WebSocket-Extensions`` of the 101 answer, several joined by commas.

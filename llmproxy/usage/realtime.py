@@ -115,13 +115,12 @@ class Messages(MessageBody, Generic[T]):
         return attrs.evolve(unread("turns" if understood else "absent", True), model=self._model)
 
     def _ordinary(self, data: bytes) -> bool:
-        """Tell whether a message is but a further piece of what is made, fast."""
+        """Tell whether a message is but a further piece of what is made, or one that tells nothing, fast."""
         # What people and models say is not taken for a name here, as the quotes in it have backslashes; but for a text that is
         # no more than such a name, which only takes longer.
         find = data.find
         return (
             self._settled
-            and find(b'.delta"') >= 0
             and (self._beyond or find(b'"response.') >= 0)
             and find(b'"response"') < 0
             and find(b'"usage"') < 0
