@@ -226,6 +226,25 @@ def test_an_error_of_a_realtime_session_is_of_a_turn_of_which_nothing_more_comes
         )
 
 
+def test_an_error_tells_by_itself_that_it_is_of_a_realtime_session() -> None:
+    turn = realtime_turn("A", None, 10, None)
+    for message in (turn[0], turn[-1]):
+        message["response"] = {**message["response"], "object": None}
+    (reading,) = told(turn[0], REALTIME_ERROR, *turn[1:])
+    assert (reading.outcome, reading.usage) == ("complete", Usage(10, 5))
+    del turn[0]["response"]["object"]
+    error = {name: value for name, value in REALTIME_ERROR.items() if name != "event_id"}
+    failed, ended = told(turn[0], error, *turn[1:])
+    assert (failed.outcome, ended.outcome) == ("failed", "complete")
+
+
+def test_a_response_that_begins_without_a_name_is_none_of_those_that_run() -> None:
+    turn = responses_turn("A", None, 10, "flex")
+    ended, cut = told(*turn[:3], {"type": "response.created", "response": {"model": "other"}}, *turn[4:])
+    assert facts(ended) == ("gpt-A", "flex", Usage(10, 5), "complete", None)
+    assert (cut.model, cut.response_id, cut.outcome) == ("other", None, "cut")
+
+
 def test_an_error_among_several_realtime_turns_is_nobodys() -> None:
     one, other = realtime_turn("A", None, 10, None), realtime_turn("B", None, 20, None)
     refused, *cut = told(one[0], other[0], REALTIME_ERROR)

@@ -8,8 +8,9 @@ What an ``error`` means is told by its shape, as the ``openai`` SDK types it:
 
 - With an ``event_id`` it is Realtime's, most of which "are recoverable and the session will stay open": it is that of a
   response of which nothing more comes.
-- With a ``sequence_number`` or a ``status`` it is one of a Responses WebSocket, and the end of what runs in its lane, as it is
-  to the SDK's sessions. More may be told of that response (``response.failed``), which counts only where it is usage.
+- Without, mostly with a ``sequence_number`` or a ``status``, it is one of a Responses WebSocket, and ends what runs in its
+  lane, as it does for the SDK's sessions. More may be told of that response (``response.failed``), which counts only where it
+  is usage.
 - Where nothing runs in its lane, it is a refusal, which costs nothing and is a turn of its own; so is one of which nobody can
   tell what it is about, as several run there. An error without a lane is of the requests that named none, or of the connection.
 
@@ -174,7 +175,6 @@ class Messages(MessageBody, Generic[T]):
             response = self._begin(name, lane, answer.get("object") == "realtime.response", model)
         reader = response.reader
         reader.event(Parsed(message))
-        response.error = None
         if reader.ended:
             reading = reader.reading(True, "too_large" if too_large else None)
             if more and reading.usage is not None:
@@ -245,6 +245,4 @@ class Messages(MessageBody, Generic[T]):
 
 def _is_final(error: Document, response: InFlight[Any]) -> bool:
     """Tell whether a response that runs in the lane of an error has ended with it."""
-    if "event_id" in error:
-        return False
-    return "sequence_number" in error or "status" in error or not response.is_realtime
+    return "event_id" not in error and not response.is_realtime
