@@ -80,6 +80,35 @@ class TestGood:
     def test_where_there_is_no_warning_there_is_no_such_section(self, shell: Shell) -> None:
         assert "Warnings" not in shell.run("check", "-c", str(shell.file)).out
 
+    def test_prices_that_are_of_no_use_without_another_are_named(self, shell: Shell) -> None:
+        shell.file.write_text(
+            f"""{FILE}
+            [prices."qwen3:*"]
+            input = 0.05
+            [prices."whole"]
+            input = 1
+            output = 1
+            [prices."gpt-4.1*"]
+            input = 1
+            tiers.priority.output = 1
+            tiers.contract.output = 1
+            [prices."gpt-4o-2024-*"]
+            output = 1
+            [prices."claude-opus-4-5"]
+            output = 1
+            """
+        )
+        ran = shell.run("check", "-c", str(shell.file))
+        rest = "no price list of an upstream seems to have one: the cost of answers with such tokens is recorded as unknown."
+        assert (ran.status, section(ran.out, "Warnings")) == (
+            0,
+            [
+                [f'prices."qwen3:*" sets no price of output, and {rest}'],
+                [f'prices."gpt-4.1*".tiers.contract sets no price of input, and {rest}'],
+                [f"prices.claude-opus-4-5 sets no price of input, and {rest}"],
+            ],
+        )
+
     def test_the_environment_alone_is_checked_too(self, shell: Shell) -> None:
         shell.environ.update(
             OPENAI_BASE_URL="https://openai.example",

@@ -49,7 +49,9 @@ def test_what_matters_to_everybody_is_told_also_where_nothing_is_set(check: Chec
 
 def test_it_stands_before_the_upstreams_and_clients(check: Check) -> None:
     titles = [
-        line for line in check(behind='[prices."x"]\ninput = 1').out.splitlines()[1:] if line[:1].isalpha()
+        line
+        for line in check(behind='[prices."x"]\ninput = 1\noutput = 1').out.splitlines()[1:]
+        if line[:1].isalpha()
     ]
     assert titles == ["Settings", "Upstreams", LIMITS, PRICES, "Clients"]
 

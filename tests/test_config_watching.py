@@ -371,7 +371,31 @@ class TestPrices:
         assert file.prices("[prices.x]\ninput = 2\n[prices.x.tiers.Flex]\ninput = 1\n[prices.y]\n") == (
             PriceOverride("x", input=Decimal(2)),
             PriceOverride("x", "flex", input=Decimal(1)),
-            PriceOverride("y"),
+        )
+
+    def test_a_table_that_only_has_a_tier_says_nothing_of_the_standard_one(self, file: Given) -> None:
+        text = "[prices.x.tiers.flex]\ninput = 1\n[prices.y.tiers.flex]\n[prices.z]\n"
+        assert file.prices(text) == (PriceOverride("x", "flex", input=Decimal(1)),)
+
+    @pytest.mark.parametrize("name", ["default", "standard", "Standard", "on_demand", "auto"])
+    def test_the_standard_tier_can_be_called_as_answers_call_it(self, file: Given, name: str) -> None:
+        prices = file.prices(f"[prices.x]\ninput = 2\n[prices.x.tiers.{name}]\noutput = 1\n")
+        assert prices == (PriceOverride("x", None, input=Decimal(2), output=Decimal(1)),)
+
+    @pytest.mark.parametrize(
+        ("first", "again", "tier"),
+        [
+            ("x", "x.tiers.default", "the standard service tier"),
+            ("x.tiers.standard", "x.tiers.default", "the standard service tier"),
+            ("x.tiers.Flex", "x.tiers.flex", "the service tier flex"),
+        ],
+    )
+    def test_a_price_that_is_given_by_two_names_of_its_tier_is_named(
+        self, file: Given, first: str, again: str, tier: str
+    ) -> None:
+        found = file.problem(f"[prices.{first}]\ninput = 2\n[prices.{again}]\ninput = 2\n")
+        assert found == (
+            f"prices.{again}.input: prices.{first}.input is the same price, of {tier}; keep one of them."
         )
 
     @pytest.mark.parametrize(

@@ -153,6 +153,17 @@ class TestSchema:
             assert schema.version(connection.cursor()) == len(schema.MIGRATIONS)
             connection.execute("SELECT added FROM llmproxy_exchanges")
 
+    def test_one_of_before_images_from_a_cache_gets_their_column(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        database = SQLite(tmp_path / "ledger")
+        with monkeypatch.context() as patched:
+            patched.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:4])
+            opened(database).close()
+        with closing(opened(database)) as connection:
+            assert schema.version(connection.cursor()) >= 5
+            connection.execute("SELECT cached_image_tokens FROM llmproxy_exchanges")
+
     def test_one_that_is_newer_can_be_used(self, tmp_path: Path) -> None:
         database = SQLite(tmp_path / "ledger")
         with closing(opened(database)) as connection:

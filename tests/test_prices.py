@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from datetime import datetime, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from genai_prices.types import ConditionalPrice, ModelInfo, Tier, TieredPrices, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.config import PriceOverride
-from llmproxy.prices import PriceBook, Rates, price
+from llmproxy.config import PriceOverride, load
+from llmproxy.prices import PriceBook, price
+from llmproxy.rates import Rates
 from llmproxy.usage.model import Part, Usage
 from tests.ledger_support import Lines, exchange, lines, reading
 
@@ -27,6 +29,8 @@ BASE_URLS = {
     "anthropic": "https://api.anthropic.com",
     "azure": "https://team.openai.azure.com",
     "gateway": "https://llm.example",
+    "openrouter": "https://openrouter.ai/api",
+    "xai": "https://api.x.ai",
     "gemini": "https://generativelanguage.googleapis.com",
 }
 AT = datetime(2026, 11, 20, tzinfo=timezone.utc)
@@ -90,6 +94,71 @@ class TestLists:
         assert cost(book, usage, None, "gemini", asked_model=model) == paid
         usage.video = True  # which is not counted apart
         assert cost(book, usage, None, "gemini", asked_model=model) is None
+
+    @pytest.mark.parametrize("upstream", ["openai", "azure"])
+    @pytest.mark.parametrize("model", ["gpt-4o-audio-preview", "gpt-4o-mini-audio-preview-2024-12-17"])
+    def test_sound_is_not_paid_as_text_where_a_list_leaves_out_its_price(
+        self, book: PriceBook, model: str, upstream: str
+    ) -> None:
+        assert cost(book, Usage(100, 100, output_audio_tokens=0), model, upstream) is not None
+        assert cost(book, Usage(100, 100, output_audio_tokens=90), model, upstream) is None
+        assert cost(book, Usage(100, 100, input_audio_tokens=90), model, upstream) is None
+
+    def test_a_gateway_s_list_leaves_out_the_prices_of_sound_and_of_images_that_are_made(
+        self, book: PriceBook
+    ) -> None:
+        assert cost(book, Usage(10, 10, input_audio_tokens=5), "openai/gpt-audio", "openrouter") is None
+        model = "google/gemini-2.5-flash-image"
+        assert cost(book, Usage(100, 100, input_image_tokens=90), model, "openrouter") is not None
+        assert cost(book, Usage(10, 10, output_image_tokens=5), model, "openrouter") is None
+
+    @pytest.mark.parametrize(
+        ("model", "usage", "paid"),
+        [
+            # Their output is priced as "$10.00 (audio)" and "$20.00 (audio)".
+            ("gemini-2.5-flash-preview-tts", Usage(100, 1000, output_audio_tokens=1000), 50 + 10_000),
+            ("gemini-2.5-pro-preview-tts", Usage(100, 1000, output_audio_tokens=1000), 100 + 20_000),
+            # One price of text, images, video and sound.
+            ("gemini-2.5-pro", Usage(1000, 0, input_audio_tokens=900), 1250),
+            ("gemini-2.5-pro", Usage(0, 0, cache_read_tokens=1000, cached_audio_tokens=900), 125),
+            # Input is priced as "$0.30 (text / image / video)" and "$1.00 (audio)".
+            ("gemini-2.5-flash", Usage(1000, 0, input_audio_tokens=900), 30 + 900),
+            ("gemini-2.5-flash", Usage(0, 0, cache_read_tokens=1000, cached_audio_tokens=900), 3 + 90),
+            ("gemini-2.5-flash-image", Usage(0, 1290, output_image_tokens=1290), 38_700),
+        ],
+    )
+    def test_the_one_price_of_a_model_of_google_s_is_that_of_its_sound(
+        self, book: PriceBook, model: str, usage: Usage, paid: int
+    ) -> None:
+        assert cost(book, usage, model, "gemini") == paid
+
+    @pytest.mark.parametrize(
+        ("model", "usage", "paid"),
+        [
+            (
+                "gpt-audio",
+                Usage(1000, 1000, input_audio_tokens=900, output_audio_tokens=900),
+                29_050 + 58_600,
+            ),
+            ("gpt-4o-transcribe", Usage(1000, 100, input_audio_tokens=900), 250 + 5400 + 1000),
+            ("gpt-4o-mini-tts", Usage(100, 1000), 60 + 12_000),
+            ("gpt-image-1", Usage(50, 4160, input_image_tokens=40, output_image_tokens=4160), 450 + 166_400),
+            ("gpt-image-1", Usage(0, 0, cache_read_tokens=1000, cached_image_tokens=900), 125 + 2250),
+            ("gpt-realtime", Usage(0, 0, cache_read_tokens=1000, cached_image_tokens=900), 40 + 450),
+            (
+                "gpt-realtime-mini",
+                Usage(0, 0, cache_read_tokens=1000, cached_image_tokens=500, cached_audio_tokens=400),
+                6 + 40 + 120,
+            ),
+        ],
+    )
+    def test_sound_and_images_have_their_own_at_openai(
+        self, book: PriceBook, model: str, usage: Usage, paid: int
+    ) -> None:
+        assert cost(book, usage, model, "openai") == paid
+
+    def test_sound_that_is_put_in_is_paid_as_text_at_xai(self, book: PriceBook) -> None:
+        assert cost(book, Usage(1000, 0, input_audio_tokens=900), "grok-4", "xai") == 3000
 
     def test_searches_are_paid_each(self, book: PriceBook) -> None:
         usage = Usage(
@@ -232,6 +301,35 @@ class TestUnknown:
         assert len(told) == 2
         assert "'brand-new' of anthropic" in told[0]
 
+    def test_a_price_that_is_missing_is_told_once_with_its_key(self, lines: Lines) -> None:
+        book = PriceBook(
+            [PriceOverride("qwen3:*", input=ONE), PriceOverride("*", "flex", output=ONE)], BASE_URLS
+        )
+        for _ in range(3):
+            assert cost(book, self.USAGE, "qwen3:8b", "gateway") is None
+            assert cost(book, Usage(10, 0), "qwen3:8b", "gateway") == 10
+        assert cost(book, self.USAGE, "qwen3:8b", "gateway", service_tier="flex") is None
+        sound = Usage(10, 10, input_audio_tokens=5, output_audio_tokens=5)
+        assert cost(book, sound, "gpt-4o-audio-preview", "openai") is None
+        told = [line for line in lines() if "No price" in line]
+        assert [line.partition("No price")[2] for line in told] == [
+            f" of {kind} is known for model {model}: the cost of what it answers with such tokens is recorded as unknown. "
+            f"{kind} of [prices] in the configuration can tell it."
+            for kind, model in [
+                ("output", "'qwen3:8b' of gateway"),
+                ("input", "'qwen3:8b' at service tier 'flex' of gateway"),
+                ("input_audio", "'gpt-4o-audio-preview' of openai"),
+                ("output_audio", "'gpt-4o-audio-preview' of openai"),
+            ]
+        ]
+
+    def test_what_is_unknown_for_another_reason_is_not_said_to_lack_a_price(self, lines: Lines) -> None:
+        book = PriceBook(base_urls=BASE_URLS)
+        assert cost(book, Usage(10, 10, more=True)) is None
+        assert cost(book, Usage(10, None)) is None
+        assert cost(book, Usage(1, 1, input_audio_tokens=2), "gpt-audio", "openai") is None
+        assert not [line for line in lines() if "No price" in line]
+
     def test_clients_that_make_up_models_do_not_fill_the_log(self, lines: Lines) -> None:
         book = PriceBook(base_urls=BASE_URLS)
         for number in range(1500):
@@ -285,6 +383,10 @@ class TestOverrides:
         book = PriceBook([PriceOverride("claude-*", output=ONE)], BASE_URLS)
         assert cost(book, self.USAGE) == 3000 + 1000
 
+    def test_sound_stays_paid_as_text_where_the_list_says_so(self) -> None:
+        book = PriceBook([PriceOverride("gemini-*", input=ONE)], BASE_URLS)
+        assert cost(book, Usage(1000, 0, input_audio_tokens=900), "gemini-2.5-pro", "gemini") == 1000
+
     def test_every_kind_of_token_can_have_a_price(self) -> None:
         override = PriceOverride(
             "*",
@@ -295,17 +397,26 @@ class TestOverrides:
             cache_write_1h=5 * ONE,
             input_audio=6 * ONE,
             output_audio=7 * ONE,
+            cache_read_audio=8 * ONE,
+            input_image=9 * ONE,
+            output_image=10 * ONE,
+            cache_read_image=11 * ONE,
         )
         usage = Usage(
-            input_tokens=100 + 1,
-            output_tokens=100 + 1,
-            cache_read_tokens=100,
+            input_tokens=100 + 2,
+            output_tokens=100 + 2,
+            cache_read_tokens=100 + 2,
             cache_write_5m_tokens=100,
             cache_write_1h_tokens=100,
             input_audio_tokens=1,
             output_audio_tokens=1,
+            cached_audio_tokens=1,
+            input_image_tokens=1,
+            output_image_tokens=1,
+            cached_image_tokens=1,
         )
-        assert cost(PriceBook([override], BASE_URLS), usage) == 100 * (1 + 2 + 3 + 4 + 5) + 6 + 7
+        dear = sum(range(6, 12))
+        assert cost(PriceBook([override], BASE_URLS), usage) == 100 * (1 + 2 + 3 + 4 + 5) + dear
 
     def test_the_first_that_matches_is_taken(self) -> None:
         overrides = [
@@ -324,6 +435,25 @@ class TestOverrides:
         book = PriceBook([prices], BASE_URLS)
         assert cost(book, self.USAGE) == 18_000
         assert cost(book, self.USAGE, service_tier="priority") == 2000
+
+    def test_one_of_another_tier_does_not_stand_before_those_of_the_standard_one(
+        self, tmp_path: Path, lines: Lines
+    ) -> None:
+        book = _configured(
+            tmp_path,
+            """
+            [prices."claude-sonnet-*".tiers.priority]
+            input = 9
+            [prices."claude-*"]
+            input = 1
+            [prices."new-*".tiers.flex]
+            input = 1
+            """,
+        )
+        assert cost(book, Usage(1000, 0)) == 1000
+        assert cost(book, Usage(1000, 0), service_tier="priority") == 9000
+        assert cost(book, Usage(1000, 0), "new-model") is None
+        assert any("No price is known for model 'new-model' of anthropic" in line for line in lines())
 
     @pytest.mark.parametrize("name", ["default", "standard", "auto", "Default"])
     def test_the_usual_tier_may_be_called_by_its_name(self, name: str) -> None:
@@ -371,6 +501,14 @@ class TestToldCosts:
         assert cost(book, listed + self.TOLD) is None
 
 
+def _configured(directory: Path, prices: str) -> PriceBook:
+    """The price book of a configuration file."""
+    file = directory / "llmproxy.toml"
+    file.write_text(prices)
+    environ = {"ANTHROPIC_API_KEY": "key", "OPENAI_API_KEY": "key", "PROXY_TOKEN": "token"}
+    return PriceBook(load(environ, str(file)).accounting.prices, BASE_URLS)
+
+
 def total(usage: Usage, **rates: Decimal) -> Decimal | None:
     return price(usage, Rates({**RATES, **rates}))
 
@@ -399,22 +537,43 @@ class TestSum:
         book = PriceBook([PriceOverride("*", input=Decimal("0.3"), output=Decimal("0.3"))])
         assert cost(book, Usage(input_tokens=1, output_tokens=1)) == 1
 
-    def test_sound_and_images_are_paid_as_other_tokens_where_they_have_no_price(self) -> None:
-        usage = Usage(
-            input_tokens=10,
-            output_tokens=10,
-            input_audio_tokens=3,
-            input_image_tokens=3,
-            output_audio_tokens=3,
-        )
+    def test_images_that_are_put_in_are_paid_as_other_tokens_where_they_have_no_price(self) -> None:
+        usage = Usage(10, 10, input_image_tokens=3)
         assert total(usage) == 110
-        assert total(usage, input_audio_mtok=2 * ONE, output_audio_mtok=20 * ONE) == 143
+        assert total(usage, input_image_mtok=2 * ONE) == 113
 
-    def test_sound_from_a_cache_has_its_own_price(self) -> None:
-        usage = Usage(input_tokens=0, output_tokens=0, cache_read_tokens=10, cached_audio_tokens=4)
-        assert total(usage, cache_read_mtok=ONE / 2, cache_audio_read_mtok=ONE / 4) == 4
-        assert total(usage, cache_read_mtok=ONE / 2) == 5
-        assert total(usage) == 10
+    @pytest.mark.parametrize("kind", ["input_audio", "output_audio", "output_image"])
+    def test_sound_and_images_that_are_made_need_a_price_where_they_are_not_known_to_be_paid_as_text(
+        self, kind: str
+    ) -> None:
+        counts: dict[str, Any] = {f"{kind}_tokens": 3}
+        usage = Usage(10, 10, **counts)
+        assert total(usage) is None
+        as_text = frozenset({kind})
+        assert price(usage, Rates(RATES, as_text)) == 110
+        assert price(usage, Rates({**RATES, f"{kind}_mtok": 0 * ONE}, as_text)) == (
+            80 if "out" in kind else 107
+        )
+
+    @pytest.mark.parametrize("what", ["audio", "image"])
+    def test_what_comes_from_a_cache_has_a_price_by_what_it_is(self, what: str) -> None:
+        counts: dict[str, Any] = {f"cached_{what}_tokens": 4}
+        usage = Usage(0, 0, cache_read_tokens=10, **counts)
+        as_text = frozenset({f"input_{what}"})
+
+        def paid(**rates: Decimal) -> Decimal | None:
+            return price(usage, Rates({**RATES, **rates}, as_text))
+
+        half, apart, cached = ONE / 2, f"input_{what}_mtok", f"cache_{what}_read_mtok"
+        assert paid(**{"cache_read_mtok": half, cached: ONE / 4}) == 4
+        assert paid(cache_read_mtok=half) == 5
+        assert paid() == 10
+        assert paid(**{apart: 2 * ONE}) == 6 + 8
+        assert paid(**{apart: 2 * ONE, "cache_read_mtok": half}) is None
+        assert paid(**{apart: 2 * ONE, "cache_read_mtok": half, cached: ONE}) == 3 + 4
+
+    def test_sound_from_a_cache_is_unknown_where_sound_is(self) -> None:
+        assert total(Usage(0, 0, cache_read_tokens=10, cached_audio_tokens=4), cache_read_mtok=ONE) is None
 
     def test_reasoning_is_output_unless_it_has_a_price(self) -> None:
         usage = Usage(input_tokens=0, output_tokens=10, reasoning_tokens=4)

@@ -157,6 +157,25 @@ def test_an_error_is_told_by_its_status(error: bytes) -> None:
     assert (reading.outcome, reading.error) == ("failed", "UNAVAILABLE")
 
 
+def test_what_comes_from_a_cache_is_told_by_what_it_is() -> None:
+    counts = {
+        "promptTokenCount": 100,
+        "cachedContentTokenCount": 60,
+        "candidatesTokenCount": 1,
+        "promptTokensDetails": [
+            {"modality": "IMAGE", "tokenCount": 80},
+            {"modality": "TEXT", "tokenCount": 20},
+        ],
+        "cacheTokensDetails": [
+            {"modality": "IMAGE", "tokenCount": 50},
+            {"modality": "TEXT", "tokenCount": 10},
+        ],
+    }
+    assert whole(piece(".", "STOP", counts)).usage == Usage(
+        input_tokens=40, output_tokens=1, cache_read_tokens=60, input_image_tokens=30, cached_image_tokens=50
+    )
+
+
 def test_the_usage_behind_an_image_is_read_and_the_image_is_not_held() -> None:
     image = piece("A" * 3_000_000, None, COUNTS)
     reading = streamed(PIECES[0], image)

@@ -308,6 +308,41 @@ def test_images_tell_their_tokens_by_kind() -> None:
     assert (reading.usage, reading.outcome) == (expected, "complete")
 
 
+def test_images_from_a_cache_are_told_apart_from_text_from_there() -> None:
+    usage = {
+        "input_tokens": 1000,
+        "output_tokens": 10,
+        "total_tokens": 1010,
+        "input_token_details": {
+            "text_tokens": 200,
+            "image_tokens": 800,
+            "cached_tokens": 600,
+            "cached_tokens_details": {"text_tokens": 100, "image_tokens": 500},
+        },
+    }
+    assert whole({"id": "r", "usage": usage}).usage == Usage(
+        input_tokens=400,
+        output_tokens=10,
+        cache_read_tokens=600,
+        input_image_tokens=300,
+        cached_image_tokens=500,
+    )
+
+
+@pytest.mark.parametrize(("seconds", "more"), [(12, True), (0, False), (None, False)])
+def test_sound_that_mistral_bills_by_its_seconds_is_billed_beyond_the_tokens(
+    seconds: int | None, more: bool
+) -> None:
+    usage = {
+        "prompt_audio_seconds": seconds,
+        "prompt_tokens": 500,
+        "completion_tokens": 9,
+        "total_tokens": 509,
+    }
+    read = whole({"id": "c", "choices": [], "usage": usage}).usage
+    assert read == Usage(500, 9, more=more)
+
+
 def test_a_transcript_tells_its_audio() -> None:
     usage = {
         "type": "tokens",

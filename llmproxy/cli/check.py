@@ -6,6 +6,7 @@ It shows what was understood, defaults and presets included, and never a key, a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -14,6 +15,7 @@ from llmproxy import config
 from llmproxy.cli.command import Command, CommandError
 from llmproxy.cli.online import Finding, ask_all
 from llmproxy.cli.table import columns
+from llmproxy.config.problems import dotted
 from llmproxy.http import reactor as engine_reactor
 
 
@@ -62,7 +64,8 @@ def describe(configuration: config.Config) -> Iterator[str]:
     yield from _section("Limits that are not the default", list(settings.limits(configuration)))
     yield from _section("Prices in USD per million tokens", list(settings.prices(configuration)))
     yield from _section("Clients", [_client(client) for client in configuration.clients])
-    yield from _section("Warnings", [[warning] for warning in configuration.warnings()])
+    warnings = [*configuration.warnings(), *_price_gaps(configuration)]
+    yield from _section("Warnings", [[warning] for warning in warnings])
 
 
 def report(findings: Sequence[Finding]) -> Iterator[str]:
@@ -84,6 +87,23 @@ def _upstream(upstream: config.Upstream) -> list[str]:
         _counted(len(upstream.keys), "key"),
         f"api {upstream.family.value}",
     ]
+
+
+def _price_gaps(configuration: config.Config) -> Iterator[str]:
+    """Name the prices without which, as far as can be told before there is traffic, the operator's others are of no use."""
+    overrides = configuration.accounting.prices
+    if not overrides:
+        return
+    # It reads the price lists, which takes a moment.
+    from llmproxy.rates import PriceLists
+
+    base_urls = {upstream.name: str(upstream.base_url) for upstream in configuration.upstreams}
+    for override, unset in PriceLists(overrides, base_urls).gaps(datetime.now(timezone.utc)):
+        tier = () if override.service_tier is None else ("tiers", override.service_tier)
+        yield (
+            f"{dotted(('prices', override.model, *tier))} sets no price of {' or '.join(unset)}, and no price list of an "
+            "upstream seems to have one: the cost of answers with such tokens is recorded as unknown."
+        )
 
 
 def _client(client: config.Client) -> list[str]:

@@ -20,6 +20,7 @@ from llmproxy.config.model import (
     PriceOverride,
     Timeouts,
     Upstream,
+    service_tier,
     token_digest,
 )
 from llmproxy.config.reader import FILE_VARIABLE, load, load_ledger
@@ -49,5 +50,6 @@ __all__ = [
     "parse_admin_port",
     "parse_log_format",
     "parse_log_level",
+    "service_tier",
     "token_digest",
 ]

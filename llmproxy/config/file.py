@@ -19,18 +19,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from llmproxy import values
-from llmproxy.config.model import Accounting, Client, Logging, PriceOverride, Timeouts
+from llmproxy.config.model import Accounting, Client, Logging, Timeouts
 from llmproxy.config.partial import Partial, PartialUpstream
+from llmproxy.config.prices import overrides
 from llmproxy.config.problems import Problems, Where, nearest, shown
-from llmproxy.config.schema import (
-    ClientTable,
-    File,
-    PriceTable,
-    RatesTable,
-    UpstreamTable,
-    described,
-    kind_of,
-)
+from llmproxy.config.schema import ClientTable, File, UpstreamTable, described, kind_of
 from llmproxy.config.watching import ledger_in
 from llmproxy.http.limits import DownstreamLimits, UpstreamLimits
 
@@ -66,7 +59,9 @@ def read(path: str, environ: Mapping[str, str], problems: Problems) -> Partial |
     if file.ledger is not None:
         accounting["ledger"] = ledger_in(Path(path).parent, file.ledger)
     if "prices" in file.model_fields_set:
-        accounting["prices"] = tuple(price for item in file.prices.items() for price in _prices(*item))
+        accounting["prices"] = tuple(
+            override for item in file.prices.items() for override in overrides(*item, problems)
+        )
     return Partial(
         upstreams={name: _upstream(name, table, read) for name, table in file.upstreams.items()},
         clients={name: _client(name, table) for name, table in file.clients.items()},
@@ -196,12 +191,6 @@ def _client(name: str, table: ClientTable) -> Client:
         table.expires,
         table.networks or (),
     )
-
-
-def _prices(models: str, table: PriceTable) -> Iterator[PriceOverride]:
-    tiers: list[tuple[str | None, RatesTable]] = [(None, table), *table.tiers.items()]
-    for tier, rates in tiers:
-        yield PriceOverride(models, tier, **{key: getattr(rates, key) for key in RatesTable.model_fields})
 
 
 def _upstream(name: str, table: UpstreamTable, read: _Referred) -> PartialUpstream:

@@ -228,7 +228,6 @@ TierName = Annotated[
         _TIER,
         "cannot be the name of a service tier: only letters, digits, '.', '_' and '-', and at most 64.",
     ),
-    AfterValidator(str.lower),
 ]
 
 Texts = Annotated[

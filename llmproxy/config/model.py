@@ -25,6 +25,10 @@ DEFAULT_DRAIN = 30.0  # seconds that requests in flight have to end when the ser
 DEFAULT_MAX_RESENT_BODY = 1024 * 1024  # bytes
 DEFAULT_LEDGER_BACKLOG = 10_000  # records
 
+# What APIs call the service that their list prices are for. OpenAI: "default"; Anthropic: "standard"; Groq: "on_demand".
+# Gemini: "standard", or on Vertex "ON_DEMAND".
+_STANDARD_TIERS = frozenset({"", "auto", "default", "on_demand", "standard", "unspecified"})
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used.
@@ -103,17 +107,23 @@ def token_digest(token: bytes) -> bytes:
     return sha256(token).digest()
 
 
+def service_tier(name: str | None) -> str | None:
+    """A service tier by its name in an answer, in lower case; ``None`` for the one that list prices are for."""
+    tier = (name or "").lower()
+    return None if tier in _STANDARD_TIERS else tier
+
+
 @attrs.frozen
 class PriceOverride:
     """What the operator says of the prices of some models, in USD per million tokens; ``None`` where nothing is said.
 
     :ivar model: a pattern, as :mod:`fnmatch` reads it, of the model's name as it was asked for or as it was answered.
-    :ivar service_tier: the tier that the prices are for, by its name in answers, in lower case; ``None`` for the standard one.
+    :ivar service_tier: the tier that the prices are for, as :func:`service_tier` names it.
     :ivar cache_write_5m: of what is written to a cache, for 5 minutes where an API has several kinds.
     """
 
     model: str
-    service_tier: str | None = None
+    service_tier: str | None = attrs.field(default=None, converter=service_tier)
     input: Decimal | None = None
     output: Decimal | None = None
     cache_read: Decimal | None = None
@@ -121,6 +131,10 @@ class PriceOverride:
     cache_write_1h: Decimal | None = None
     input_audio: Decimal | None = None
     output_audio: Decimal | None = None
+    cache_read_audio: Decimal | None = None
+    input_image: Decimal | None = None
+    output_image: Decimal | None = None
+    cache_read_image: Decimal | None = None
 
 
 @attrs.frozen

@@ -27,6 +27,7 @@ class Preset:
     :ivar base_url: where its API begins; ``None`` where that differs for each customer, who must give it.
     :ivar family: what the usage in its answers looks like.
     :ivar source: the page of the provider's own documentation on which its URL or its credential stand.
+    :ivar price_list: the id in ``genai-prices`` of the prices that hold at the ``base_url``; ``None`` where there is none.
     :ivar default_headers: names and values that are added where a client sent none of that name.
     :ivar needs_key: whether the upstream is of no use without a key.
     """
@@ -36,6 +37,7 @@ class Preset:
     credential: Credential
     family: Family
     source: str
+    price_list: str | None = None
     default_headers: tuple[tuple[bytes, bytes], ...] = ()
     needs_key: bool = True
 
@@ -47,6 +49,7 @@ _TABLE = (
         _BEARER,
         Family.OPENAI,
         "https://developers.openai.com/api/reference/overview",
+        "openai",
     ),
     # No anthropic-version is added: its versions differ in what a request means, so the client chooses, or the operator does by
     # `headers`. Without one, the API's own answer says so. Newer SDKs of its own send a key as a bearer token; the page names
@@ -57,6 +60,7 @@ _TABLE = (
         Credential.parse("x-api-key"),
         Family.ANTHROPIC,
         "https://platform.claude.com/docs/en/api/overview",
+        "anthropic",
     ),
     # Clients' paths begin with /v1beta (or /v1, /upload/v1beta, /ws/...), which is theirs to choose. The API also takes the key
     # as the query parameter `key`, but what stands in a URL is logged on its way.
@@ -66,6 +70,7 @@ _TABLE = (
         Credential.parse("header:x-goog-api-key"),
         Family.GEMINI,
         "https://ai.google.dev/api",
+        "google",
     ),
     # Each resource has a host of its own: https://RESOURCE.openai.azure.com. Without /openai at its end: clients for Azure add
     # /openai/deployments/..., and others are pointed at .../azure-openai/openai/v1.
@@ -82,6 +87,7 @@ _TABLE = (
         _BEARER,
         Family.OPENAI,
         "https://openrouter.ai/docs/api_reference/authentication",
+        "openrouter",
     ),
     # Groq's own SDK adds /openai/v1 to its base URL, and needs an upstream with the base URL https://api.groq.com.
     Preset(
@@ -90,6 +96,7 @@ _TABLE = (
         _BEARER,
         Family.OPENAI,
         "https://console.groq.com/docs/openai",
+        "groq",
     ),
     Preset(
         "mistral",
@@ -97,6 +104,7 @@ _TABLE = (
         _BEARER,
         Family.OPENAI,
         "https://docs.mistral.ai/api",
+        "mistral",
     ),
     # Its documentation has clients leave out /v1, and both ways lead to the same API. What stands under /anthropic speaks that
     # one: for its usage to be read, it needs an upstream of its own with `api = "anthropic"`.
@@ -106,6 +114,7 @@ _TABLE = (
         _BEARER,
         Family.OPENAI,
         "https://api-docs.deepseek.com/",
+        "deepseek",
     ),
     Preset(
         "xai",
@@ -113,6 +122,7 @@ _TABLE = (
         _BEARER,
         Family.OPENAI,
         "https://docs.x.ai/developers/rest-api-reference/inference",
+        "x-ai",
     ),
     Preset(
         "together",
@@ -120,6 +130,7 @@ _TABLE = (
         _BEARER,
         Family.OPENAI,
         "https://docs.together.ai/docs/inference/openai-compatibility",
+        "together",
     ),
     # Fireworks' own SDK adds /inference/v1 to its base URL, and needs an upstream with the base URL https://api.fireworks.ai.
     Preset(
@@ -128,6 +139,7 @@ _TABLE = (
         _BEARER,
         Family.OPENAI,
         "https://docs.fireworks.ai/tools-sdks/openai-compatibility",
+        "fireworks",
     ),
     # Its own API under /v1 and /v2, whose usage is unlike the others'. What stands under /compatibility/v1 speaks OpenAI's: for
     # its usage to be read, it needs an upstream of its own with `api = "openai"`.
@@ -137,6 +149,7 @@ _TABLE = (
         _BEARER,
         Family.NONE,
         "https://docs.cohere.com/reference/chat",
+        "cohere",
     ),
     # Responses stand under /v1, Chat Completions at the root: clients of the latter are pointed at .../perplexity.
     Preset(
@@ -145,6 +158,7 @@ _TABLE = (
         _BEARER,
         Family.OPENAI,
         "https://docs.perplexity.ai/docs/agent-api/openai-compatibility",
+        "perplexity",
     ),
     # The last three run beside this proxy, each on the port that it takes by default, and ask for no key unless they were told
     # to. By address, since `localhost` may come to be ::1, on which not all of them listen. A container has a loopback of its

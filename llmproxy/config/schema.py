@@ -200,22 +200,25 @@ class RatesTable(Table):
     cache_write_5m: kinds.Price | None = _key(
         "Of input that is written to a cache, for 5 minutes where an API has several kinds.", absent=_LISTED
     )
-    cache_write_1h: kinds.Price | None = _key(
-        "Of input that is written to a cache for an hour.", absent=_LISTED
-    )
+    cache_write_1h: kinds.Price | None = _key("Of input that is written to one for an hour.", absent=_LISTED)
     input_audio: kinds.Price | None = _key("Of input that is sound.", absent=_LISTED)
     output_audio: kinds.Price | None = _key("Of output that is sound.", absent=_LISTED)
+    cache_read_audio: kinds.Price | None = _key("Of sound that is read from a cache.", absent=_LISTED)
+    input_image: kinds.Price | None = _key("Of input that is images.", absent=f"{_LISTED}, else `input`")
+    output_image: kinds.Price | None = _key("Of output that is images.", absent=_LISTED)
+    cache_read_image: kinds.Price | None = _key("Of images that are read from a cache.", absent=_LISTED)
 
 
 class PriceTable(RatesTable):
     """What models cost, in USD per million tokens, where that is in no public list or is not what you pay.
 
-    `GLOB` is a pattern, as in a client's `models`, of the model's name as it was asked for or as it was answered. The first
-    that fits stands, in the order of the file.
+    `GLOB` is a pattern, as in a client's `models`, of the model's name as it was asked for or as it was answered. Of those that
+    have a price for the service tier of an answer, the first that fits stands, in the order of the file.
     """
 
     tiers: Annotated[dict[kinds.TierName, RatesTable], kinds.Kind("a table of tables")] = _key(
-        'The same keys for another service tier, by its name in answers: `[prices."GLOB".tiers.flex]`.',
+        'The same keys for another service tier, by its name in answers: `[prices."GLOB".tiers.flex]`. `default`, `standard`, '
+        "`on_demand` and `auto` are names of the one that the keys above are for.",
         {},
         absent="those of the public list",
     )

@@ -70,6 +70,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("ALTER TABLE llmproxy_exchanges ADD COLUMN socket TEXT",),
     # What is kept, and what is shown, goes by how ids compare.
     ("{ids_by_bytes}",),
+    # Images that were read from a cache have a price of their own.
+    ("ALTER TABLE llmproxy_exchanges ADD COLUMN cached_image_tokens BIGINT",),
 )
 
 

@@ -18,13 +18,14 @@ from decimal import Decimal
 from llmproxy.usage.fields import Document, count, money, part
 
 # Fields of what is billed beyond tokens, where they are not empty and not 0. A fee for each request goes by the first of
-# Perplexity's, and its deep research pays for citations and searches. What tools were run is a field of each provider's own:
-# https://docs.perplexity.ai/api-reference, https://docs.x.ai/developers/tools/tool-usage-details and
-# https://openrouter.ai/docs/client-sdks/python/components/bodyservertooluse
+# Perplexity's, and its deep research pays for citations and searches; Mistral's sound is paid by the hour. What tools were run
+# is a field of each provider's own: https://docs.perplexity.ai/api-reference, https://openrouter.ai/docs/client-sdks/python/
+# components/bodyservertooluse and https://docs.x.ai/developers/tools/tool-usage-details
 _BEYOND_TOKENS = (
     "search_context_size",
     "citation_tokens",
     "num_search_queries",
+    "prompt_audio_seconds",
     "tool_calls_details",
     "num_server_side_tools_used",
     "server_side_tool_usage_details",

@@ -106,6 +106,7 @@ def usage_of(counts: Document) -> Usage:
         cached_audio_tokens=cache.get("AUDIO"),
         input_image_tokens=_fresh(read, cache, "IMAGE"),
         output_image_tokens=out.get("IMAGE"),
+        cached_image_tokens=cache.get("IMAGE"),
         video=bool(read.get("VIDEO") or out.get("VIDEO")),
     )
 

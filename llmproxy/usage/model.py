@@ -36,7 +36,7 @@ class Usage:
     :ivar cache_write_1h_tokens: written to a cache for an hour.
     :ivar reasoning_tokens: part of ``output_tokens``.
     :ivar input_audio_tokens: part of ``input_tokens``; so are the ``input_image_tokens``.
-    :ivar cached_audio_tokens: part of ``cache_read_tokens``.
+    :ivar cached_audio_tokens: part of ``cache_read_tokens``; so are the ``cached_image_tokens``.
     :ivar server_tool_uses: how often the provider's own tools were run, by names such as ``web_search_requests``.
     :ivar billable: it costs something; counting tokens beforehand does not.
     :ivar us_only: it was kept within the US, for which Anthropic has a surcharge.
@@ -56,6 +56,7 @@ class Usage:
     cached_audio_tokens: int | None = None
     input_image_tokens: int | None = None
     output_image_tokens: int | None = None
+    cached_image_tokens: int | None = None
     server_tool_uses: Mapping[str, int] | None = None
     billable: bool = True
     us_only: bool = False

@@ -154,6 +154,7 @@ def usage_of(usage: Document) -> Usage:
     reasoning = count(made.get("reasoning_tokens"))
     of_cached = part(read.get("cached_tokens_details"))
     cached_audio = count(of_cached.get("audio_tokens"))
+    cached_image = count(of_cached.get("image_tokens"))
     return Usage(
         input_tokens=_less(put_in, cached, written),
         output_tokens=_output(usage, put_in),
@@ -163,8 +164,9 @@ def usage_of(usage: Document) -> Usage:
         input_audio_tokens=_less(count(read.get("audio_tokens")), cached_audio),
         output_audio_tokens=count(made.get("audio_tokens")),
         cached_audio_tokens=cached_audio,
-        input_image_tokens=_less(count(read.get("image_tokens")), count(of_cached.get("image_tokens"))),
+        input_image_tokens=_less(count(read.get("image_tokens")), cached_image),
         output_image_tokens=count(made.get("image_tokens")),
+        cached_image_tokens=cached_image,
     )
 
 
