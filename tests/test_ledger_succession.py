@@ -53,6 +53,19 @@ def failing(ledgers: Ledgers, tables: Tables, name: str, *ids: str) -> Table:
     return tables[name]
 
 
+def replaced_while_it_writes(ledgers: Ledgers, tables: Tables, clock: Clock) -> Table:
+    """Go on with another ledger than the one to which "a" is on its way, behind which "b" waits."""
+    change(ledgers, "/slow")
+    slow = tables["/slow"]
+    slow.succeed()
+    ledgers.observe([exchange(id="a")])
+    clock.advance(0.5)
+    ledgers.observe([exchange(id="b")])
+    change(ledgers, "/good")
+    tables["/good"].succeed()
+    return slow
+
+
 def counts(ledgers: Ledgers) -> tuple[int, int, int]:
     return ledgers.backlog, ledgers.dropped, ledgers.failures
 
@@ -103,14 +116,7 @@ class TestRepair:
     def test_a_batch_that_is_on_its_way_goes_nowhere_else_until_it_has_failed(
         self, ledgers: Ledgers, tables: Tables, clock: Clock
     ) -> None:
-        change(ledgers, "/slow")
-        slow = tables["/slow"]
-        slow.succeed()
-        ledgers.observe([exchange(id="a")])
-        clock.advance(0.5)
-        ledgers.observe([exchange(id="b")])
-        change(ledgers, "/good")
-        tables["/good"].succeed()
+        slow = replaced_while_it_writes(ledgers, tables, clock)
         clock.advance(10)
         assert tables["/good"].wanted == [[]]
         assert ledgers.backlog == 2
@@ -123,14 +129,7 @@ class TestRepair:
     def test_what_was_written_is_not_written_again(
         self, ledgers: Ledgers, tables: Tables, clock: Clock
     ) -> None:
-        change(ledgers, "/slow")
-        slow = tables["/slow"]
-        slow.succeed()
-        ledgers.observe([exchange(id="a")])
-        clock.advance(0.5)
-        ledgers.observe([exchange(id="b")])
-        change(ledgers, "/good")
-        tables["/good"].succeed()
+        slow = replaced_while_it_writes(ledgers, tables, clock)
         slow.succeed()  # with what was on its way
         slow.fail()  # with what came then
         clock.advance(0.5)

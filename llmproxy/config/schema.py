@@ -218,7 +218,7 @@ class PriceTable(RatesTable):
 
     tiers: Annotated[dict[kinds.TierName, RatesTable], kinds.Kind("a table of tables")] = _key(
         'The same keys for another service tier, by its name in answers: `[prices."GLOB".tiers.flex]`. `default`, `standard`, '
-        "`on_demand` and `auto` are names of the one that the keys above are for.",
+        "`on_demand` and `auto` mean the one of the keys above.",
         {},
         absent="those of the public list",
     )
@@ -265,9 +265,8 @@ class File(Table):
     )
     session_headers: Annotated[kinds.RecordedHeaders, Sets(Accounting, "session_headers")] = _key(
         "Headers of requests whose values are recorded, to tell sessions and agents apart. Those of Claude Code are, anyway. "
-        "The session of a request, as of `llmproxy usage --by session`, is the first that it has of "
-        "`x-claude-code-session-id` and these, in their order. A header with the word `agent` in its name, and without "
-        "`session`, is recorded and is no session: `x-agent-id`.",
+        "The session of a request is the first that it has of `x-claude-code-session-id` and these, in their order, without "
+        "those that have `agent` in their names and not `session`.",
         (),
         absent="none",
     )
@@ -278,8 +277,8 @@ class File(Table):
         "The least level of what is logged. The option `--log-level` comes before it.", _LOGGING.level
     )
     admin_port: kinds.AdminPort | None = _key(
-        "Where `/metrics` is served: a port, on loopback alone, or a Twisted endpoint. The option `--admin-port` comes before "
-        "it.",
+        "Where `/metrics` is served, without which nothing is counted: a port, on loopback alone, or a Twisted endpoint. The "
+        "option `--admin-port` comes before it.",
         absent="nowhere",
     )
     limits: LimitsTable = LimitsTable()
