@@ -28,9 +28,9 @@ _SLACK = 1024
 _LONGEST_CONTROL = 2 + 4 + 125  # bytes, RFC 6455 sections 5.2 and 5.5
 _START = 1024  # bytes that are kept of a message that is skipped
 _PIECE = 64 * 2**10  # bytes that are inflated at a time of one
-# Limits to which a message may be inflated so as to be skipped: what shares a window with the next one cannot be left out, and
-# takes a second for some hundred megabytes.
-_MOST_SKIPPED = 32
+# Bytes beyond its limit to which a message may be inflated so as to be skipped: what shares a window with the next one cannot
+# be left out, and all others wait meanwhile, for some 60 ms.
+_MOST_SKIPPED = 32 * 2**20
 
 
 class FrameError(ValueError):
@@ -247,9 +247,10 @@ class _Inflate(Extension):
         """The message is too large: what is left of a piece is only inflated for those that refer to it."""
         if not self._skips:
             raise _too_large(self._limit)
-        while self._takeover and stream.unconsumed_tail:
+        # Behind a last block, zlib leaves the rest as it is, each time.
+        while self._takeover and stream.unconsumed_tail and not stream.eof:
             self._room -= len(stream.decompress(stream.unconsumed_tail, _PIECE))
-            if self._room < -_MOST_SKIPPED * self._limit:
+            if self._room < -_MOST_SKIPPED:
                 raise _too_large(self._limit)
 
 

@@ -126,6 +126,9 @@ class ProxyService(Service):
 
     def reload(self) -> None:
         """Read the configuration again and serve new requests by it; where it is wrong, log why and keep the old one."""
+        if not self.running:
+            self._log.info("Nothing was reloaded, the proxy is being stopped.")
+            return
         try:
             config = self._load()
             database_of(config)

@@ -471,7 +471,7 @@ def test_a_bomb_is_skipped_up_to_a_bound_where_later_messages_refer_to_it() -> N
     deflated = Deflated()
     reading = skipping(DEFLATE, limit=1000)
     with pytest.raises(MessageTooLarge):
-        list(reading.feed(frame(TEXT, deflated(b"\x00" * 2**20), compressed=True)))
+        list(reading.feed(frame(TEXT, deflated(b"\x00" * 33 * 2**20), compressed=True)))
     alone = Deflated(takeover=False)
     sent = frame(TEXT, alone(b"\x00" * 2**20), compressed=True) + frame(TEXT, alone(DELTA), compressed=True)
     assert [one.skipped for one in skipping(ALONE, limit=1000).feed(sent)] == [True, False]
@@ -490,6 +490,18 @@ def test_what_is_skipped_must_be_compressed_as_was_agreed() -> None:
     broken = frame(TEXT, large[:-200] + b"\xff" * 200, compressed=True)
     with pytest.raises(FrameError, match="not compressed"):
         list(skipping(DEFLATE).feed(broken))
+
+
+@pytest.mark.parametrize("behind", [b"", b"\x00", b"\x00" * 100_000], ids=len)
+@pytest.mark.parametrize("size", [2000, 2001, 2004, 5000, 500_000])
+def test_a_last_block_ends_what_is_skipped_whatever_stands_behind_it(size: int, behind: bytes) -> None:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    payload = compressor.compress(b"x" * size) + compressor.flush(zlib.Z_FINISH) + behind
+    sent = frame(TEXT, payload, compressed=True)
+    for pieces in ([sent], [*byte_by_byte(sent[:1000]), sent[1000:]]):
+        _, error = read(skipping(DEFLATE), pieces)
+        assert error is not None
+        assert "last block" in str(error)
 
 
 def test_what_was_read_is_not_held() -> None:

@@ -487,7 +487,7 @@ class TestReloadOfListeners:
         client.ask(b"/openai/v1/x", headers=[BEARER])
         stopped = running.stop()
         running.config = attrs.evolve(CONFIG, listen=("tcp:1", "tcp:2"))
-        running.reload()
+        assert running.reload() == ["Nothing was reloaded, the proxy is being stopped."]
         assert self.listening(running) == []
         client.leave()
         assert len(stopped) == 1

@@ -4,6 +4,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
+import attrs
 import pytest
 
 from llmproxy.config.credential import Family
@@ -522,6 +523,21 @@ def test_it_is_read_of_an_answer_whose_middle_was_not() -> None:
     body = {"model": "m", "data": [{"b64_json": "A" * 300_000}], "usage": {"cost_in_usd_ticks": 200_000_000}}
     reading = whole(body)
     assert (reading.usage, reading.source) == (Usage(told_cost=Decimal(20_000)), "reported")
+
+
+def test_what_is_billed_beside_tokens_may_be_told_with_an_earlier_usage() -> None:
+    def last(*usages: dict[str, Any]) -> Usage | None:
+        return streamed(*(chunk(delta("a"), usage=usage) for usage in usages), DONE).usage
+
+    cost = {"cost": 0.5}
+    fewer = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
+    told = Usage(1000, 100, told_cost=Decimal(500_000))
+    assert last({**PLAIN, **cost}, PLAIN) == told
+    assert last(PLAIN, {**cost, "total_tokens": 5}) == told
+    assert last({**fewer, **cost}, PLAIN) == Usage(1000, 100, more=True), "it was of fewer"
+    assert last({**PLAIN, "num_search_queries": 3}, PLAIN) == Usage(1000, 100, more=True)
+    assert last({**fewer, "num_search_queries": 3}, {**PLAIN, **cost}) == attrs.evolve(told, more=True)
+    assert last(fewer, PLAIN) == Usage(1000, 100)
 
 
 def test_it_is_that_of_the_last_usage() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from llmproxy.usage import charges
 from llmproxy.usage.fields import Document, count, first, part, parts, text
 from llmproxy.usage.model import Usage
@@ -128,13 +130,27 @@ class OpenAIReader(Reader):
                 read.more = self._is_billed_beyond(answer) or (
                     tells_more and charges.is_billed_beyond_tokens(usage)
                 )
-                self._usage = read
+                self._usage = read if self._usage is None else _goes_on(self._usage, read)
 
     def _is_billed_beyond(self, answer: Document) -> bool:
         if self.cut and answer.get("object") == "response":
             # Which tools were run stands in the middle, and their sums and the tier at the end, or not.
             return "tool_usage" not in answer or "service_tier" not in answer
         return self.model is not None and _SEARCHES in self.model
+
+
+def _goes_on(before: Usage, usage: Usage) -> Usage:
+    """A usage that comes behind another one: it repeats all tokens, if it has any, but not what is billed beside them."""
+    if usage.input_tokens is None and usage.output_tokens is None:
+        told = before.told_cost if usage.told_cost is None else usage.told_cost
+        return attrs.evolve(before, told_cost=told, more=before.more or usage.more)
+    if usage.told_cost is None and before.told_cost is not None:
+        if (usage.input_tokens, usage.output_tokens) == (before.input_tokens, before.output_tokens):
+            usage.told_cost = before.told_cost
+        else:  # it was of fewer
+            usage.more = True
+    usage.more = usage.more or before.more
+    return usage
 
 
 def usage_of(usage: Document) -> Usage:
