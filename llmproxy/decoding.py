@@ -216,8 +216,9 @@ def _deflate_window(start: bytes) -> int | None:
 
 def _inflated(stream: zlib._Decompress, data: bytes) -> Iterator[bytes]:
     piece = stream.decompress(data, _PIECE)
-    # Output can be left where no input is, so a full piece asks for another.
-    while stream.unconsumed_tail or len(piece) == _PIECE:
+    # Output can be left where no input is, so a full piece asks for another. Behind the end, zlib gives back what is left of
+    # the input as often as it is asked.
+    while (stream.unconsumed_tail or len(piece) == _PIECE) and not stream.eof:
         yield piece
         piece = stream.decompress(stream.unconsumed_tail, _PIECE)
     yield piece

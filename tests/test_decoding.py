@@ -75,6 +75,22 @@ def test_members_follow_each_other(name: str) -> None:
     assert decoded(coding, pack(b"one ") + pack(b"") + pack(b"two"), pack(b" three")) == b"one two three"
 
 
+@pytest.mark.parametrize("size", [65535, 65536, 65537, 10**6])
+@pytest.mark.parametrize("name", ["gzip", "x-gzip", "zstd"])
+def test_a_member_follows_one_that_is_decoded_in_several_pieces(name: str, size: int) -> None:
+    coding, pack = PACK[name]
+    first, second = b"a" * size, bytes(range(256)) * 400
+    assert decoded(coding, pack(first) + pack(second)) == first + second
+
+
+@pytest.mark.parametrize("size", [65535, 65536, 65537, 10**6])
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_bytes_behind_a_body_that_is_decoded_in_several_pieces_are_undecodable(name: str, size: int) -> None:
+    coding, pack = PACK[name]
+    with pytest.raises(Undecodable):
+        decoded(coding, pack(b"a" * size) + b"x")
+
+
 def test_a_skippable_zstd_frame_is_skipped() -> None:
     assert decoded(b"zstd", b"\x50\x2a\x4d\x18\x03\x00\x00\x00abc" + zstd(b"x")) == b"x"
 
