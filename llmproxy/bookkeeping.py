@@ -70,8 +70,7 @@ class Bookkeeping:
         observers = [observer for observer in (ledger, metrics, self._access_log) if observer is not None]
         self._accounting.observers = observers
         self.observer = self._accounting.add if observers else None
-        base_urls = {upstream.name: str(upstream.base_url) for upstream in config.upstreams}
-        priced_by = (accounting.prices, base_urls)
+        priced_by = (accounting.prices, config.base_urls())
         if observers and self._priced_by != priced_by:  # a price book costs 30 MB and 0.2 s
             self._priced_by = priced_by
             self._accounting.price = PriceBook(*priced_by).cost

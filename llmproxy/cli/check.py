@@ -97,8 +97,8 @@ def _price_gaps(configuration: config.Config) -> Iterator[str]:
     # It reads the price lists, which takes a moment.
     from llmproxy.rates import PriceLists
 
-    base_urls = {upstream.name: str(upstream.base_url) for upstream in configuration.upstreams}
-    for override, unset in PriceLists(overrides, base_urls).gaps(datetime.now(timezone.utc)):
+    lists = PriceLists(overrides, configuration.base_urls())
+    for override, unset in lists.gaps(datetime.now(timezone.utc)):
         tier = () if override.service_tier is None else ("tiers", override.service_tier)
         yield (
             f"{dotted(('prices', override.model, *tier))} sets no price of {' or '.join(unset)}, and no price list of an "

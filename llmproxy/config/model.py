@@ -5,6 +5,7 @@ They are made by the readers of this package, and change nothing by themselves. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from hashlib import sha256
@@ -194,6 +195,10 @@ class Config:
         """The HTTP proxy through which an upstream's host is reached, or ``None`` where it is reached directly."""
         bypassed = proxy_bypass_environment(host, {"no": self.no_proxy})
         return None if bypassed else self.https_proxy
+
+    def base_urls(self) -> Mapping[str, str]:
+        """The base URLs of the upstreams, by their names."""
+        return {upstream.name: str(upstream.base_url) for upstream in self.upstreams}
 
     def warnings(self) -> list[str]:
         """Name what works but is probably not what was meant."""

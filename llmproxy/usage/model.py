@@ -99,11 +99,7 @@ class Usage:
 
 
 # The names of the fields that are numbers of tokens.
-COUNTS = tuple(
-    field.name
-    for field in attrs.fields(Usage)
-    if field.name not in ("server_tool_uses", "billable", "us_only", "video", "more", "told_cost")
-)
+COUNTS = tuple(field.name for field in attrs.fields(Usage) if field.name.endswith("_tokens"))
 
 
 @attrs.define
